@@ -1,0 +1,1 @@
+"""The ops of hybrid-head decoding: definitions in torch, fast implementations per device."""
