@@ -1,0 +1,1 @@
+"""Head plans: their format, the heuristic without calibration, and calibration on a model."""
