@@ -1,0 +1,93 @@
+# Needs Python 3.11 with pip, bash and make; everything else goes into .venv. `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install serve demo bench doctor test lint test-next install-next constraints clean
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PORT ?= 8000
+ARGS ?=
+
+# SGLang opens source files in the default encoding, and the launcher prints what users write.
+export LC_ALL ?= C.UTF-8
+
+ENV := .venv
+NEXT_ENV := .venv-next
+PROJECT := .[engine,gateway,model,train,eval]
+# The SGLang after the pinned one, and what it needs: forced over the pins of pyproject.toml.
+NEXT_PINS := sglang==0.5.23 torch==2.14.1 triton==3.8.0
+COMPILE := uv pip compile pyproject.toml --quiet --all-extras --group dev --python-version 3.11 \
+	--python-platform x86_64-manylinux_2_34 --no-emit-index-url --no-emit-find-links --no-annotate --no-header
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  variables: PORT=8000, ARGS='further options of the command', PYTHON=python3.11"
+
+install: $(ENV)/.installed ## make .venv with everything in it (the others do so by themselves)
+
+serve: $(ENV)/.installed ## start engine and gateway; Ctrl-C stops both
+	@exec $(ENV)/bin/lychee-sgl serve --port $(PORT) $(ARGS)
+
+demo: $(ENV)/.installed ## find a needle in a long text, sparse and dense, on a server that runs
+	@exec $(ENV)/bin/lychee-sgl demo --url http://127.0.0.1:$(PORT) $(ARGS)
+
+bench: $(ENV)/.installed ## measure speed on a server that runs
+	@exec $(ENV)/bin/lychee-sgl bench --url http://127.0.0.1:$(PORT) $(ARGS)
+
+doctor: $(ENV)/.installed ## say what this machine can run and what is missing
+	@exec $(ENV)/bin/lychee-sgl doctor --port $(PORT) $(ARGS)
+
+lint: $(ENV)/.installed ## ruff, mypy, import rules
+	$(ENV)/bin/ruff check .
+	$(ENV)/bin/ruff format --check .
+	$(ENV)/bin/mypy
+	$(ENV)/bin/lint-imports --no-logo
+
+test: lint ## lint, then all tests
+	$(ENV)/bin/pytest $(ARGS)
+# Triton's interpreter has to be chosen before triton is imported, hence a run of its own.
+	if grep -rlq 'mark.interpret' tests; then TRITON_INTERPRET=1 $(ENV)/bin/pytest -m interpret $(ARGS); fi
+
+test-next: $(NEXT_ENV)/.installed ## all tests on the next SGLang, in .venv-next
+	$(NEXT_ENV)/bin/pytest $(ARGS)
+
+constraints: $(ENV)/.installed ## resolve constraints.txt and constraints-next.txt anew
+	PATH="$(ENV)/bin:$$PATH"; $(COMPILE) --upgrade -o constraints.txt >/dev/null
+	printf '%s\n' $(NEXT_PINS) > $(ENV)/next-pins.txt
+	PATH="$(ENV)/bin:$$PATH"; $(COMPILE) --upgrade --overrides $(ENV)/next-pins.txt -o constraints-next.txt >/dev/null
+
+clean: ## remove environments, caches and builds (not the model in the user's cache)
+	rm -rf $(ENV) $(NEXT_ENV) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Byte-compiling costs half a minute here and saves one at every first start of SGLang.
+$(ENV)/.installed: pyproject.toml constraints.txt
+	$(call bootstrap,$(ENV),constraints.txt)
+	@echo "installing into $(ENV) (several GB the first time)"
+	$(ENV)/bin/uv pip install --python $(ENV) --compile-bytecode -c constraints.txt -e '$(PROJECT)' --group dev
+	@touch $@
+
+$(NEXT_ENV)/.installed: pyproject.toml constraints-next.txt
+	$(call bootstrap,$(NEXT_ENV),constraints-next.txt)
+	@echo "installing into $(NEXT_ENV) (several GB the first time)"
+	$(NEXT_ENV)/bin/uv pip install --python $(NEXT_ENV) --compile-bytecode --overrides constraints-next.txt \
+		-e '$(PROJECT)' --group dev
+	@touch $@
+
+# An environment with uv in it. Distributions that split off `ensurepip` get theirs from the outer pip.
+define bootstrap
+@[ -n "$(PYTHON)" ] || { echo "no Python found: install Python 3.11 or set PYTHON=..." >&2; exit 1; }
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+	|| { echo "$(PYTHON) is not Python 3.11: set PYTHON=/path/to/python3.11" >&2; exit 1; }
+@if [ ! -x $(1)/bin/uv ]; then \
+	echo "making $(1)"; \
+	rm -rf $(1); \
+	if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then \
+		$(PYTHON) -m venv $(1); $(1)/bin/python -m pip install --quiet -c $(2) uv; \
+	else \
+		$(PYTHON) -m venv --without-pip $(1); \
+		$(PYTHON) -m pip --python $(1)/bin/python install --quiet -c $(2) uv; \
+	fi; \
+fi
+endef
