@@ -1,0 +1,95 @@
+"""The command line: `python -m lychee_server --engine-url http://127.0.0.1:8001 --port 8000`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from lychee_server.app import create_app
+from lychee_server.drain import DrainingServer
+from lychee_server.logs import configure_logging
+from lychee_server.settings import ENV_PREFIX, Settings, SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+
+    from lychee_server.forward import Gateway
+
+log = logging.getLogger(__name__)
+
+BAD_SETTINGS = 2
+NO_ADDRESS = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the gateway until SIGTERM or SIGINT.
+
+    Returns:
+        The exit status: 0 after a shutdown, 2 for bad settings, 1 when the address cannot be had.
+    """
+    flags = {name: value for name, value in vars(_parser().parse_args(arguments)).items() if value is not None}
+    try:
+        settings = load_settings(os.environ, flags)
+    except SettingsError as error:
+        return _fail(str(error), BAD_SETTINGS)
+    try:
+        listener = _listen(settings.host, settings.port)
+    except OSError as error:
+        return _fail(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}", NO_ADDRESS)
+    configure_logging(settings.log_level)
+    with listener:
+        _serve(settings, listener)
+    return 0
+
+
+def _serve(settings: Settings, listener: socket.socket) -> None:
+    app = create_app(settings)
+    gateway: Gateway = app.state.gateway
+    config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False)
+    server = DrainingServer(config, gateway.drain, settings.drain_timeout)
+
+    def leave(_: int, __: FrameType | None) -> None:
+        # uvicorn raises the signal once more when it has shut down: that one must not kill the process.
+        if not server.should_exit:
+            sys.exit(0)
+
+    signal.signal(signal.SIGTERM, leave)
+    host, port = listener.getsockname()[:2]
+    log.info("listening", extra={"host": host, "port": port, "engine_url": settings.engine_url})
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[listener])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lychee-gateway",
+        description="OpenAI's API in front of one SGLang engine, with a sparsity budget for each request.",
+        epilog=f"Every flag can be given as an environment variable too: --engine-url is {ENV_PREFIX}ENGINE_URL.",
+    )
+    for name, field in Settings.model_fields.items():
+        help_text = f"{field.description} (default: {field.default})".replace("%", "%%")
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar="VALUE", help=help_text)
+    return parser
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=2048)
+
+
+def _fail(message: str, status: int) -> int:
+    sys.stderr.write(f"lychee-gateway: {message}\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

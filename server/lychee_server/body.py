@@ -1,0 +1,159 @@
+"""Reads a completion request: body, JSON, what must be in it; makes the body that the engine gets."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from lychee_server.budget import merge_custom_params, parse_lychee
+from lychee_server.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from lychee_server.health import EngineInfo
+    from lychee_server.schemas import LycheeRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A checked request, ready to be sent.
+
+    Attributes:
+        body: JSON for the engine.
+        asked: the request field `lychee`.
+        stream: whether the caller wants a stream.
+        rids: the names under which the engine can be told to abort it.
+        choices: how many choices the answer will have.
+    """
+
+    body: bytes
+    asked: LycheeRequest
+    stream: bool
+    rids: tuple[str, ...]
+    choices: int
+
+
+async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
+    """Read and parse a request's body.
+
+    Raises:
+        UnsupportedMediaType: it is not declared as JSON (a browser can send anything else across origins).
+        BodyTooLarge: longer than `max_bytes`.
+        InvalidRequest: not JSON, or not an object.
+    """
+    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaType(f'content-type is "{media_type}"; allowed: "application/json"', param="content-type")
+    raw = await _read(request, max_bytes)
+    try:
+        value = json.loads(raw.decode(), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"the body is not UTF-8: {error.reason} at byte {error.start}", code="invalid_json"
+        ) from None
+    except RecursionError:
+        raise InvalidRequest("the body is not acceptable JSON: nested too deeply", code="invalid_json") from None
+    except ValueError as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error}", code="invalid_json") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"the body is a JSON {_json_type(value)}; allowed: an object", code="invalid_json")
+    return value
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    too_large = BodyTooLarge(f"the body is longer than {max_bytes} bytes")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise too_large
+    return bytes(body)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _json_type(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case int() | float():
+            return "number"
+        case str():
+            return "string"
+        case _:
+            return "array"
+
+
+def prepare(body: dict[str, Any], engine: EngineInfo, required: str) -> Completion:
+    """Check a completion's body and write the one for the engine.
+
+    Our field becomes `custom_params`, `rid` becomes a name of our own; the rest stays as the caller wrote it.
+
+    Args:
+        body: the caller's, parsed; not changed.
+        engine: what is known of the engine.
+        required: the field that carries the input, `messages` or `prompt`.
+
+    Raises:
+        InvalidRequest: names the field, the value and what is allowed.
+    """
+    default_mode = engine.sparsity.defaults.mode if engine.sparsity else "topk"
+    asked = parse_lychee(body.get("lychee"), context_window=engine.context_window, default_mode=default_mode)
+    _check_input(body, required)
+    stream = body.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        raise InvalidRequest(f"stream is a JSON {_json_type(stream)}; allowed: true, false", param="stream")
+    rid = uuid.uuid4().hex
+    outgoing = {key: value for key, value in body.items() if key not in ("lychee", "custom_params")}
+    outgoing["rid"] = rid
+    custom_params = merge_custom_params(body.get("custom_params"), asked)
+    if custom_params is not None:
+        outgoing["custom_params"] = custom_params
+    prompts = _prompts(body[required]) if required == "prompt" else 1
+    count = body.get("n")
+    samples = count if type(count) is int and count > 0 else 1
+    return Completion(
+        body=_dump(outgoing),
+        asked=asked,
+        stream=bool(stream),
+        # SGLang names the prompts of a batch RID_0, RID_1, ...; the samples of a prompt go by the prompt's name.
+        rids=(rid,) if prompts == 1 else tuple(f"{rid}_{index}" for index in range(prompts)),
+        choices=prompts * samples,
+    )
+
+
+def _check_input(body: dict[str, Any], required: str) -> None:
+    value = body.get(required)
+    if value is None:
+        raise InvalidRequest(f"{required} is missing", param=required, code="missing_required_parameter")
+    if required == "messages" and not isinstance(value, list):
+        raise InvalidRequest(f"messages is a JSON {_json_type(value)}; allowed: an array of messages", param="messages")
+    if value in ("", []):
+        raise InvalidRequest(f"{required} is empty; at least one is needed", param=required)
+
+
+def _prompts(prompt: object) -> int:
+    """Return how many prompts a completion has: a list of texts or of token lists is a batch."""
+    if isinstance(prompt, list) and isinstance(prompt[0], str | list):
+        return len(prompt)
+    return 1
+
+
+def _dump(body: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
+    except ValueError:
+        # A literal such as 1e999 is JSON, but no number that anything behind us could hold.
+        raise InvalidRequest("a number in the body is out of range", code="invalid_json") from None
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply", code="invalid_json") from None

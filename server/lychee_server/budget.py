@@ -1,0 +1,174 @@
+"""The request field `lychee`: check it, hand it to the engine, say afterwards what came of it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+from lychee_server.errors import InvalidRequest
+from lychee_server.schemas import EngineSummary, LycheeAnswer, LycheeRequest, Mode, Reason
+
+if TYPE_CHECKING:
+    from lychee_server.schemas import PlanDefaults
+
+MODES: tuple[str, ...] = get_args(Mode)
+PARAM_PREFIX = "lychee_"
+_KEYS = tuple(LycheeRequest.model_fields)
+_SHOWN_CHARACTERS = 80
+
+
+def parse_lychee(raw: object, *, context_window: int, default_mode: str) -> LycheeRequest:
+    """Check a body's `lychee` value; null, at any place, means "not given".
+
+    Args:
+        raw: the parsed JSON value.
+        context_window: largest budget, in tokens.
+        default_mode: the mode of a request that names none; decides whether a lone `value` makes sense.
+
+    Raises:
+        InvalidRequest: names the field, the value and what is allowed.
+    """
+    if raw is None:
+        return LycheeRequest()
+    if not isinstance(raw, dict):
+        raise _refuse("lychee", raw, f"an object with the keys {', '.join(_KEYS)}")
+    for key in raw:
+        if key not in _KEYS:
+            message = f"lychee.{_show(key, quote=False)} is not known; allowed keys are {', '.join(_KEYS)}"
+            raise InvalidRequest(message, param=f"lychee.{_show(key, quote=False)}", code="unknown_key")
+    budget = _budget(raw.get("budget"), context_window)
+    mode = _mode(raw.get("mode"), budget)
+    value = _value(raw.get("value"), mode, budget, default_mode)
+    return LycheeRequest(budget=budget, mode=mode, value=value)
+
+
+def _budget(raw: object, context_window: int) -> int | Literal["dense", "auto"] | None:
+    match raw:
+        case None | "dense" | "auto":
+            return raw
+    # bool is an int in Python, and 1e9 in JSON is a float: neither is a number of tokens.
+    if type(raw) is int and 1 <= raw <= context_window:
+        return raw
+    raise _refuse("lychee.budget", raw, f'an integer from 1 to {context_window} (the context window), "dense", "auto"')
+
+
+def _mode(raw: object, budget: object) -> Mode | None:
+    if raw is None:
+        return None
+    if not isinstance(raw, str) or raw not in MODES:
+        raise _refuse("lychee.mode", raw, ", ".join(f'"{mode}"' for mode in MODES))
+    if budget == "dense":
+        raise _refuse("lychee.mode", raw, 'no mode with the budget "dense", which reads everything')
+    return cast("Mode", raw)
+
+
+def _value(raw: object, mode: str | None, budget: object, default_mode: str) -> float | None:
+    if raw is None:
+        if mode in (None, "topk"):
+            return None
+        raise _refuse("lychee.value", None, f'{_range_of(mode)} (mode "{mode}" needs it)')
+    if budget == "dense":
+        raise _refuse("lychee.value", raw, 'no value with the budget "dense", which reads everything')
+    effective = mode or default_mode
+    if effective == "topk":
+        raise _refuse("lychee.value", raw, 'no value with the mode "topk"' + ("" if mode else " (the default)"))
+    if isinstance(raw, bool) or not isinstance(raw, int | float) or not _in_range(raw, effective):
+        raise _refuse("lychee.value", raw, f'{_range_of(effective)} (mode "{effective}")')
+    return float(raw)
+
+
+def _in_range(value: float, mode: str) -> bool:
+    return 0 < value < 1 or (value == 1 and mode != "threshold")
+
+
+def _range_of(mode: str | None) -> str:
+    return "a number above 0 and below 1" if mode == "threshold" else "a number above 0 and up to 1"
+
+
+def _refuse(field: str, value: object, allowed: str) -> InvalidRequest:
+    return InvalidRequest(f"{field} is {_show(value)}; allowed: {allowed}", param=field)
+
+
+def _show(value: object, *, quote: bool = True) -> str:
+    text = json.dumps(value) if quote else str(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+
+
+def merge_custom_params(raw: object, asked: LycheeRequest) -> dict[str, Any] | None:
+    """Return the engine's `custom_params`: the caller's own with the budget added, or None for an empty one.
+
+    Args:
+        raw: the body's `custom_params`, parsed.
+        asked: the checked request field.
+
+    Raises:
+        InvalidRequest: not an object, a key that is ours, or a value that is not a scalar (SGLang hands the
+            object to its scheduler in a form that holds scalars only).
+    """
+    if raw is not None and not isinstance(raw, dict):
+        raise _refuse("custom_params", raw, "an object of strings, numbers, booleans and nulls")
+    merged: dict[str, Any] = dict(raw or {})
+    for key, value in merged.items():
+        field = f"custom_params.{_show(key, quote=False)}"
+        if key.startswith(PARAM_PREFIX):
+            raise InvalidRequest(f'{field} is not for callers; use the field "lychee"', param=field)
+        if isinstance(value, dict | list):
+            raise _refuse(field, value, "a string, a number, a boolean or null")
+    given = asked.model_dump(exclude_none=True)
+    merged.update({f"{PARAM_PREFIX}{key}": value for key, value in given.items()})
+    return merged or None
+
+
+def asked_reason(asked: LycheeRequest) -> Reason:
+    """Say where the budget comes from, as far as the request alone tells."""
+    if asked.budget == "auto":
+        return "auto"
+    return "default" if asked == LycheeRequest() else "request"
+
+
+def answer_of(asked: LycheeRequest, summary: EngineSummary) -> LycheeAnswer:
+    """Reduce the engine's summary to what clients get, with the final reason.
+
+    `dense_below` takes over when a sparse budget was in force and no decode step ran sparse for that reason. A
+    context only grows: if the last dense step was short enough for `dense_below`, all before it were too.
+    """
+    reason = asked_reason(asked)
+    all_dense = summary.decode_steps > 0 and summary.sparse_steps == 0
+    if all_dense and summary.budget != "dense" and summary.dense_fallback == "dense_below":
+        reason = "dense_below"
+    return LycheeAnswer(
+        budget=summary.budget,
+        mode=summary.mode,
+        reason=reason,
+        context_tokens=summary.context_tokens,
+        attended_fraction=summary.attended_fraction,
+        recall=summary.recall,
+        dense_fallback=summary.dense_fallback,
+    )
+
+
+def headers_before(asked: LycheeRequest, defaults: PlanDefaults) -> dict[str, str]:
+    """Return the `x-lychee-*` headers that are known before the engine has finished (streams)."""
+    mode = asked.mode or defaults.mode
+    budget: object = asked.budget
+    if budget is None and asked.mode in (None, "topk"):
+        budget = defaults.budget
+    known = {
+        "x-lychee-budget": budget,
+        "x-lychee-mode": None if budget == "dense" else mode,
+        "x-lychee-reason": asked_reason(asked),
+    }
+    return {name: str(value) for name, value in known.items() if value is not None}
+
+
+def headers_after(answer: LycheeAnswer) -> dict[str, str]:
+    """Return the `x-lychee-*` headers of a finished answer."""
+    known = {
+        "x-lychee-budget": answer.budget,
+        "x-lychee-mode": answer.mode,
+        "x-lychee-reason": answer.reason,
+        "x-lychee-attended-fraction": answer.attended_fraction,
+        "x-lychee-recall": answer.recall,
+        "x-lychee-context-tokens": answer.context_tokens,
+    }
+    return {name: str(value) for name, value in known.items() if value is not None}

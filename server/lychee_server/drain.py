@@ -1,0 +1,48 @@
+"""Graceful shutdown: open requests get some time to finish, then an error they can read."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+if TYPE_CHECKING:
+    import socket
+
+# For what is left to do after the last error has been written: abort calls, closing sockets.
+_BACKSTOP_SECONDS = 5.0
+
+
+class Drain:
+    """The state of a shutdown: not begun, running, over."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._over = asyncio.Event()
+        self.begun = False
+
+    def begin(self) -> None:
+        """Start the clock; must be called on the event loop."""
+        if not self.begun:
+            self.begun = True
+            asyncio.get_running_loop().call_later(self._timeout, self._over.set)
+
+    async def over(self) -> None:
+        """Wait until open requests must end."""
+        await self._over.wait()
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn, with the drain begun when it stops to accept connections."""
+
+    def __init__(self, config: uvicorn.Config, drain: Drain, drain_timeout: float) -> None:
+        # uvicorn cancels handlers without a word at its own timeout: it only serves as a backstop here.
+        config.timeout_graceful_shutdown = int(drain_timeout + _BACKSTOP_SECONDS) + 1
+        super().__init__(config)
+        self._drain = drain
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin the drain, then do what uvicorn does."""
+        self._drain.begin()
+        await super().shutdown(sockets)

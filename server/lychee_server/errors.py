@@ -1,0 +1,188 @@
+"""The gateway's errors and the one place that turns them into OpenAI's error body."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI, Request
+    from starlette.responses import Response
+
+log = logging.getLogger(__name__)
+
+CLIENT_GONE = 499  # nobody reads it; metrics and log call a left request by nginx' number
+
+
+class GatewayError(Exception):
+    """An error that the client gets to see, with its HTTP status and the fields of OpenAI's error object."""
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or type(self).code
+
+    def body(self) -> dict[str, Any]:
+        """Return OpenAI's error object in its envelope."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class InvalidRequest(GatewayError):
+    """The caller's body is not acceptable."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_value"
+
+
+class BodyTooLarge(InvalidRequest):
+    """The body is longer than `max_body_bytes`."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body is not declared as JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class NoSuchRoute(InvalidRequest):
+    """Path or method are not served here (status 404 or 405)."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message, code="not_found" if status == 404 else "method_not_allowed")
+        self.status = status
+
+
+class TooManyRequests(GatewayError):
+    """`max_concurrency` requests are in flight."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class EngineUnavailable(GatewayError):
+    """The engine is not there, or not ready yet."""
+
+    status = 503
+    code = "engine_unavailable"
+
+
+class EngineUnreachable(EngineUnavailable):
+    """No connection to the engine could be made."""
+
+
+class EngineLost(EngineUnavailable):
+    """The connection to the engine broke before its answer was complete."""
+
+
+class ShuttingDown(EngineUnavailable):
+    """The gateway stops and the request's time to finish is over."""
+
+    code = "shutting_down"
+
+
+class EngineTimeout(GatewayError):
+    """The engine is there but silent."""
+
+    status = 504
+    code = "engine_timeout"
+
+
+class EngineFailed(GatewayError):
+    """The engine answered with an internal error, or with something that is no answer."""
+
+    status = 502
+    code = "engine_error"
+
+
+class EngineRefused(GatewayError):
+    """The engine refused the request (4xx); its own words are passed on."""
+
+    type = "invalid_request_error"
+
+    def __init__(self, message: str, status: int, *, param: str | None, code: str | None) -> None:
+        super().__init__(message, param=param, code=code)
+        self.status = status
+        if status == 429:
+            self.type = "rate_limit_error"
+
+
+def engine_error(status: int, body: bytes) -> GatewayError:
+    """Turn an engine's answer with a status of 400 and above into the error the client gets.
+
+    SGLang has two shapes: `{"object": "error", "message", "type", "param", "code"}` and OpenAI's envelope.
+    """
+    fields = _error_fields(body)
+    message = str(fields.get("message") or f"the engine answered with status {status} and no message")
+    if status == 503:
+        return EngineUnavailable(message)
+    if status >= 500:
+        return EngineFailed(message)
+    param, code = fields.get("param"), fields.get("code")
+    if "context length" in message:
+        # OpenAI's code for it: clients look at it to know that they must shorten the conversation.
+        code = "context_length_exceeded"
+    return EngineRefused(
+        message,
+        status,
+        param=param if isinstance(param, str) else None,
+        code=code if isinstance(code, str) else None,  # SGLang repeats the status here: no code
+    )
+
+
+def _error_fields(body: bytes) -> dict[str, Any]:
+    try:
+        parsed = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    fields = parsed.get("error", parsed) if isinstance(parsed, dict) else None
+    return fields if isinstance(fields, dict) else {}
+
+
+def install_error_handlers(app: FastAPI, retry_after: int) -> None:
+    """Make `app` answer every error in OpenAI's shape; 429 and 503 carry `Retry-After` (seconds)."""
+
+    def respond(error: GatewayError) -> Response:
+        headers = {"retry-after": str(retry_after)} if error.status in (429, 503) else None
+        return JSONResponse(error.body(), status_code=error.status, headers=headers)
+
+    async def on_gateway_error(_: Request, error: Exception) -> Response:
+        assert isinstance(error, GatewayError)
+        return respond(error)
+
+    async def on_http_exception(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        paths = ", ".join(sorted(path for path in app.openapi()["paths"]))
+        response = respond(
+            NoSuchRoute(f"{request.method} {request.url.path} is not served; paths are {paths}", error.status_code)
+        )
+        response.headers.update(error.headers or {})
+        return response
+
+    async def on_unexpected(_: Request, error: Exception) -> Response:
+        log.error("unexpected error", exc_info=error)
+        return respond(GatewayError("internal error of the gateway", code="internal_error"))
+
+    async def on_client_gone(_: Request, error: Exception) -> Response:
+        # Nobody is left to read it: the status only feeds the metrics and the log.
+        return JSONResponse(None, status_code=CLIENT_GONE)
+
+    app.add_exception_handler(GatewayError, on_gateway_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(ClientDisconnect, on_client_gone)
+    app.add_exception_handler(Exception, on_unexpected)

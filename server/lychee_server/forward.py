@@ -1,0 +1,203 @@
+"""Carries one checked completion to the engine and its answer back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from starlette.responses import Response
+
+from lychee_server.budget import headers_after, headers_before
+from lychee_server.errors import (
+    CLIENT_GONE,
+    EngineFailed,
+    EngineLost,
+    EngineUnreachable,
+    GatewayError,
+    ShuttingDown,
+    engine_error,
+)
+from lychee_server.sse import EventSplitter, done_event, dump_json, json_event, parse_object
+from lychee_server.tally import AnswerTally
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from starlette.types import Receive, Scope, Send
+
+    from lychee_server.admission import Admission
+    from lychee_server.body import Completion
+    from lychee_server.drain import Drain
+    from lychee_server.health import EngineInfo, EngineMonitor
+    from lychee_server.metrics import GatewayMetrics
+    from lychee_server.middleware import RequestRecord
+    from lychee_server.settings import Settings
+    from lychee_server.upstream import EngineResponse, Upstream
+
+log = logging.getLogger(__name__)
+
+
+class _ClientGone(Exception):
+    """The client has closed its connection, or has stopped reading."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gateway:
+    """The parts that a request needs, made once by `create_app`."""
+
+    settings: Settings
+    upstream: Upstream
+    monitor: EngineMonitor
+    metrics: GatewayMetrics
+    admission: Admission
+    drain: Drain
+
+
+class EngineAnswer(Response):
+    """The response to one completion. All of the work happens while it is being sent.
+
+    So every resource (the slot, the connection to the engine, the watch for the client) is held by a block of
+    this call and by nothing else, and an error before the first byte still becomes a status of its own.
+    """
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        engine: EngineInfo,
+        completion: Completion,
+        path: str,
+        trace: dict[str, str],
+        record: RequestRecord,
+    ) -> None:
+        self._gateway = gateway
+        self._engine = engine
+        self._completion = completion
+        self._path = path
+        self._trace = trace
+        self._record = record
+        self._tally = AnswerTally(completion, gateway.metrics, record.started)
+        self._streaming = False
+        self.background = None
+        self.status_code = 200
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forward the request and answer it; raises `GatewayError` as long as nothing has been sent."""
+        with self._gateway.admission.slot():
+            unreachable = False
+            try:
+                await self._first_of(self._work(scope, receive, send), receive)
+            except _ClientGone:
+                self._record.status = CLIENT_GONE
+                self._gateway.metrics.client_left()
+            except GatewayError as error:
+                unreachable = isinstance(error, EngineUnreachable)
+                self._gateway.monitor.report(error)
+                if not self._streaming:
+                    raise
+                await self._end_stream(error, send)
+            finally:
+                if not self._tally.done and not unreachable:
+                    await self._gateway.upstream.abort(self._completion.rids)
+
+    async def _first_of(self, work: Coroutine[None, None, None], receive: Receive) -> None:
+        """Do the work, unless the client leaves or the shutdown's time is over before."""
+        working = asyncio.ensure_future(work)
+        leaving = asyncio.ensure_future(_until_client_leaves(receive))
+        draining = asyncio.ensure_future(self._gateway.drain.over())
+        tasks = {working, leaving, draining}
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        if working in done:
+            working.result()
+        elif leaving in done:
+            raise _ClientGone
+        else:
+            raise ShuttingDown("the gateway is shutting down; the answer could not be completed in time")
+
+    async def _work(self, scope: Scope, receive: Receive, send: Send) -> None:
+        settings = self._gateway.settings
+        silence = settings.stream_idle_timeout if self._completion.stream else settings.response_timeout
+        async with self._gateway.upstream.open(self._path, self._completion.body, self._trace, silence) as answer:
+            if answer.status >= 400:
+                body = await answer.read()
+                self._tally.done = True  # the engine has refused it: nothing is left to abort
+                raise engine_error(answer.status, body)
+            if answer.is_event_stream:
+                await self._relay_events(answer, send)
+                return
+            body = await answer.read()
+        response = self._whole(body)
+        await response(scope, receive, send)
+        self._gateway.metrics.request_answered(time.perf_counter() - self._record.started)
+
+    def _whole(self, body: bytes) -> Response:
+        parsed = parse_object(body)
+        if parsed is None:
+            raise EngineFailed("the engine's answer is not a JSON object")
+        reduced = self._tally.whole(parsed)
+        self._tally.finish()
+        if reduced is None:
+            return Response(body, media_type="application/json", headers=self._known_headers())
+        return Response(dump_json(parsed), media_type="application/json", headers=headers_after(reduced))
+
+    def _known_headers(self) -> dict[str, str]:
+        sparsity = self._engine.sparsity
+        return headers_before(self._completion.asked, sparsity.defaults) if sparsity else {}
+
+    async def _relay_events(self, answer: EngineResponse, send: Send) -> None:
+        await self._start_stream(answer.content_type, send)
+        splitter = EventSplitter()
+        async with contextlib.aclosing(answer.chunks()) as chunks:
+            async for chunk in chunks:
+                events = b"".join(self._tally.event(event) for event in splitter.feed(chunk))
+                if events:
+                    await self._send(events, send)
+        if not self._tally.done:
+            raise EngineLost("the engine ended the stream before the answer was complete")
+        if self._tally.failed is None:
+            self._tally.finish()
+            self._gateway.metrics.request_answered(time.perf_counter() - self._record.started)
+        else:
+            self._record.status = self._tally.failed
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _start_stream(self, content_type: str, send: Send) -> None:
+        headers = {
+            "content-type": content_type,
+            "cache-control": "no-cache",
+            "x-accel-buffering": "no",  # nginx would collect the chunks
+            **self._known_headers(),
+        }
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": raw})
+        self._streaming = True
+
+    async def _send(self, data: bytes, send: Send) -> None:
+        """Send a piece of a stream; a client that takes nothing for too long counts as gone."""
+        try:
+            async with asyncio.timeout(self._gateway.settings.stream_idle_timeout):
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        except TimeoutError:
+            raise _ClientGone from None
+
+    async def _end_stream(self, error: GatewayError, send: Send) -> None:
+        self._record.status = error.status
+        log.warning("a stream broke", extra={"request_id": self._record.request_id, "error": error.message})
+        end = b"" if self._tally.done else json_event(error.body()) + done_event()
+        with contextlib.suppress(_ClientGone):
+            await self._send(end, send)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _until_client_leaves(receive: Receive) -> None:
+    # The body has been read: the next thing a server has to say is that the client is gone.
+    while (await receive())["type"] != "http.disconnect":
+        pass

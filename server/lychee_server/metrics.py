@@ -1,0 +1,205 @@
+"""Every metric of the gateway: name, help text, unit and buckets, in one class."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+if TYPE_CHECKING:
+    from lychee_server.schemas import EngineSummary, PlanInfo, Reason
+
+FIRST_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300)
+TOKEN_GAP_SECONDS = (0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.4, 0.8, 2, 5)
+REQUEST_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600, 1200)
+QUEUE_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
+BUDGET_TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
+RECALL = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 0.999, 1)
+FRACTION = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 1)
+
+FALLBACK_REASONS = ("dense_below", "budget_covers_context")
+OTHER = "other"
+
+
+class GatewayMetrics:
+    """The metrics, on a registry of the caller's. Methods are named after what happened."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._latency_metrics(registry)
+        self._sparsity_metrics(registry)
+        self._traffic_metrics(registry)
+        self._engine_metrics(registry)
+
+    def _latency_metrics(self, registry: CollectorRegistry) -> None:
+        self._first_token = Histogram(
+            "lychee_time_to_first_token_seconds",
+            "Streams: from the request to the first chunk.",
+            buckets=FIRST_TOKEN_SECONDS,
+            registry=registry,
+        )
+        self._token_gap = Histogram(
+            "lychee_inter_token_latency_seconds",
+            "Streams: time between two chunks with output of the same choice.",
+            buckets=TOKEN_GAP_SECONDS,
+            registry=registry,
+        )
+        self._latency = Histogram(
+            "lychee_request_latency_seconds",
+            "Successful completions: from the request to the end of the answer.",
+            buckets=REQUEST_SECONDS,
+            registry=registry,
+        )
+        self._queue_time = Histogram(
+            "lychee_queue_time_seconds",
+            "Time a request waited in the engine before its prefill began.",
+            buckets=QUEUE_SECONDS,
+            registry=registry,
+        )
+
+    def _sparsity_metrics(self, registry: CollectorRegistry) -> None:
+        self._attended = Counter(
+            "lychee_attended_kv_entries_total", "KV entries that decode steps have read.", registry=registry
+        )
+        self._dense_equivalent = Counter(
+            "lychee_dense_equivalent_kv_entries_total",
+            "KV entries that dense decoding would have read for the same answers.",
+            registry=registry,
+        )
+        self._budget = Histogram(
+            "lychee_effective_budget_tokens",
+            "Budget in force at the end of an answer; answers without a number (dense, no bound) do not count.",
+            buckets=BUDGET_TOKENS,
+            registry=registry,
+        )
+        self._recall = Histogram(
+            "lychee_recall_ratio",
+            "Attention mass inside the sparse heads' sets, mean over an answer's audited steps.",
+            buckets=RECALL,
+            registry=registry,
+        )
+        self._fraction = Histogram(
+            "lychee_attended_fraction_ratio",
+            "KV entries an answer has read over those dense decoding would have read.",
+            buckets=FRACTION,
+            registry=registry,
+        )
+        self._fallbacks = Counter(
+            "lychee_dense_fallbacks_total",
+            "Answers with a sparse budget of which at least one decode step ran dense, by the last reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self._decisions = Counter(
+            "lychee_budget_decisions_total", "Answers by where their budget came from.", ["reason"], registry=registry
+        )
+        self._no_summary = Counter(
+            "lychee_answers_without_summary_total",
+            "Complete answers in which the engine gave no account of its sparsity.",
+            registry=registry,
+        )
+
+    def _traffic_metrics(self, registry: CollectorRegistry) -> None:
+        self._prompt_tokens = Counter(
+            "lychee_prompt_tokens_total", "Prompt tokens of complete answers.", registry=registry
+        )
+        self._generation_tokens = Counter(
+            "lychee_generation_tokens_total", "Generated tokens of complete answers.", registry=registry
+        )
+        self._requests = Counter(
+            "lychee_requests_total",
+            "Requests by route and HTTP status; a stream that broke counts with the status of its error, "
+            "a request whose client left as 499. Probes and scrapes are not counted.",
+            ["route", "status"],
+            registry=registry,
+        )
+        self._in_flight = Gauge(
+            "lychee_requests_in_flight", "Completion requests being worked on now.", registry=registry
+        )
+        self._disconnects = Counter(
+            "lychee_client_disconnects_total", "Clients that left before their answer was complete.", registry=registry
+        )
+
+    def _engine_metrics(self, registry: CollectorRegistry) -> None:
+        self._engine_up = Gauge(
+            "lychee_engine_up", "1 when the engine has generated a token since it was last away.", registry=registry
+        )
+        self._restarts = Counter(
+            "lychee_engine_restarts_seen_total",
+            "Times the engine became ready again after its address refused connections.",
+            registry=registry,
+        )
+        self._plan = Gauge(
+            "lychee_plan_info",
+            "1 for the head plan the engine runs with.",
+            ["name", "method", "heuristic"],
+            registry=registry,
+        )
+
+    def first_token(self, seconds: float) -> None:
+        """A stream's first chunk arrived, `seconds` after the request."""
+        self._first_token.observe(seconds)
+
+    def token_gap(self, seconds: float) -> None:
+        """A chunk with output arrived `seconds` after the one before it."""
+        self._token_gap.observe(seconds)
+
+    def request_started(self) -> None:
+        """A completion request came in."""
+        self._in_flight.inc()
+
+    def request_left(self) -> None:
+        """A completion request is over, in whatever way."""
+        self._in_flight.dec()
+
+    def request_answered(self, seconds: float) -> None:
+        """A completion was delivered in full, `seconds` after its request."""
+        self._latency.observe(seconds)
+
+    def request_counted(self, route: str, status: int) -> None:
+        """A request ended; `route` is one of a fixed set."""
+        self._requests.labels(route, str(status)).inc()
+
+    def client_left(self) -> None:
+        """A client went away before its answer was complete."""
+        self._disconnects.inc()
+
+    def tokens(self, prompt: int, generated: int) -> None:
+        """An answer was complete, with so many tokens."""
+        self._prompt_tokens.inc(prompt)
+        self._generation_tokens.inc(generated)
+
+    def summary_missing(self) -> None:
+        """An answer was complete and had no (readable) summary."""
+        self._no_summary.inc()
+
+    def summary(self, summary: EngineSummary, reason: Reason) -> None:
+        """An answer was complete, with the engine's summary and the reason of its budget."""
+        self._attended.inc(summary.attended_tokens)
+        self._dense_equivalent.inc(summary.dense_tokens)
+        self._decisions.labels(reason).inc()
+        if isinstance(summary.budget, int):
+            self._budget.observe(summary.budget)
+        if summary.recall is not None:
+            self._recall.observe(summary.recall)
+        if summary.attended_fraction is not None:
+            self._fraction.observe(summary.attended_fraction)
+        if summary.queue_seconds is not None:
+            self._queue_time.observe(summary.queue_seconds)
+        if summary.dense_fallback is not None:
+            known = summary.dense_fallback in FALLBACK_REASONS
+            self._fallbacks.labels(summary.dense_fallback if known else OTHER).inc()
+
+    def engine_ready(self, plan: PlanInfo | None) -> None:
+        """The engine is ready, with this plan (None: without the plug-in)."""
+        self._engine_up.set(1)
+        self._plan.clear()
+        if plan is not None:
+            self._plan.labels(plan.name, plan.method, str(plan.heuristic).lower()).set(1)
+
+    def engine_lost(self) -> None:
+        """The engine is out of service."""
+        self._engine_up.set(0)
+
+    def engine_restarted(self) -> None:
+        """The engine is ready again after it had been away."""
+        self._restarts.inc()

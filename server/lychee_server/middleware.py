@@ -1,0 +1,104 @@
+"""Around every request: its id, its place in the metrics, its log line."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import Headers, MutableHeaders
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from lychee_server.metrics import GatewayMetrics
+
+log = logging.getLogger(__name__)
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+MODELS = "/v1/models"
+_PROBES = ("/livez", "/readyz", "/metrics")
+_ID_HEADER = "x-request-id"
+_LONGEST_ID = 128
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """What is noted about a request while it runs.
+
+    Attributes:
+        request_id: the client's, or a new one.
+        started: `time.perf_counter()` at its begin.
+        status: what it ended with; set by whoever knows better than the status line that was sent.
+    """
+
+    request_id: str
+    started: float
+    status: int | None = None
+
+
+class RequestMiddleware:
+    """Gives each request a `RequestRecord` in `scope["state"]["record"]` and counts it when it ends."""
+
+    def __init__(self, app: ASGIApp, metrics: GatewayMetrics, access_log: bool) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._level = logging.INFO if access_log else logging.DEBUG
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        record = RequestRecord(_request_id(Headers(scope=scope)), time.perf_counter())
+        scope.setdefault("state", {})["record"] = record
+        sent_status = 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal sent_status
+            if message["type"] == "http.response.start":
+                sent_status = message["status"]
+                MutableHeaders(scope=message)[_ID_HEADER] = record.request_id
+            await send(message)
+
+        path = scope["path"]
+        completion = path in (CHAT, COMPLETIONS)
+        if completion:
+            self._metrics.request_started()
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            if completion:
+                self._metrics.request_left()
+            self._note(scope["method"], path, record, record.status or sent_status)
+
+    def _note(self, method: str, path: str, record: RequestRecord, status: int) -> None:
+        if path not in _PROBES:
+            self._metrics.request_counted(_route(path), status)
+        log.log(
+            self._level,
+            "request",
+            extra={
+                "request_id": record.request_id,
+                "method": method,
+                "path": path,
+                "status": status,
+                "seconds": round(time.perf_counter() - record.started, 4),
+            },
+        )
+
+
+def _route(path: str) -> str:
+    """Return a path's name in the metrics; everything that is not served is one name."""
+    if path in (CHAT, COMPLETIONS):
+        return path
+    return MODELS if path == MODELS or path.startswith(f"{MODELS}/") else "other"
+
+
+def _request_id(headers: Headers) -> str:
+    given = headers.get(_ID_HEADER, "")
+    valid = 0 < len(given) <= _LONGEST_ID and given.isascii() and given.isprintable()
+    return given if valid else uuid.uuid4().hex

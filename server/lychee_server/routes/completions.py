@@ -1,0 +1,41 @@
+"""POST /v1/chat/completions and POST /v1/completions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter, Request, Response
+
+from lychee_server import docs
+from lychee_server.body import prepare, read_json_object
+from lychee_server.forward import EngineAnswer, Gateway
+from lychee_server.middleware import CHAT, COMPLETIONS
+
+if TYPE_CHECKING:
+    from lychee_server.middleware import RequestRecord
+
+router = APIRouter(tags=["completions"])
+
+_TRACE_HEADERS = ("traceparent", "tracestate")
+
+
+@router.post(CHAT, openapi_extra=docs.CHAT_BODY, responses=docs.COMPLETION_RESPONSES)
+async def chat_completions(request: Request) -> Response:
+    """Answer a chat. OpenAI's fields and SGLang's pass to the engine as they are; `lychee` sets the sparsity."""
+    return await _forward(request, CHAT, required="messages")
+
+
+@router.post(COMPLETIONS, openapi_extra=docs.TEXT_BODY, responses=docs.COMPLETION_RESPONSES)
+async def completions(request: Request) -> Response:
+    """Continue a text. OpenAI's fields and SGLang's pass to the engine as they are; `lychee` sets the sparsity."""
+    return await _forward(request, COMPLETIONS, required="prompt")
+
+
+async def _forward(request: Request, path: str, required: str) -> Response:
+    gateway: Gateway = request.app.state.gateway
+    record: RequestRecord = request.state.record
+    engine = gateway.monitor.require()
+    body = await read_json_object(request, gateway.settings.max_body_bytes)
+    completion = prepare(body, engine, required)
+    trace = {name: request.headers[name] for name in _TRACE_HEADERS if name in request.headers}
+    return EngineAnswer(gateway, engine, completion, path, trace, record)

@@ -1,0 +1,83 @@
+"""The gateway's own vocabulary on the wire: the request field, the engine's summary, the answer's object."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Mode = Literal["topk", "ratio", "threshold", "top_p"]
+Budget = int | Literal["dense", "auto"]
+Reason = Literal["request", "auto", "default", "dense_below"]
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class LycheeRequest(BaseModel):
+    """How much of the context a request's sparse heads may read. All fields may be left out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    budget: Annotated[int, Field(ge=1)] | Literal["dense", "auto"] | None = Field(
+        default=None,
+        description="Tokens a sparse head may read at each step (1 to the context window), `dense` for all, "
+        "`auto` for a share of the prompt. Without it: the default of the engine's head plan.",
+    )
+    mode: Mode | None = Field(default=None, description="How the tokens are chosen; not together with the budget `dense`.")
+    value: float | None = Field(
+        default=None,
+        description="The mode's parameter: `ratio` (0, 1], `threshold` (0, 1), `top_p` (0, 1]; none with `topk`.",
+    )
+
+
+class LycheeAnswer(BaseModel):
+    """What a request really ran with. Fractions are null when no decode step ran (or none was audited)."""
+
+    budget: int | Literal["dense"] | None = Field(description="budget in force at the end; null: without bound")
+    mode: str | None = Field(description="how the tokens were chosen")
+    reason: Reason = Field(description="where the budget came from")
+    context_tokens: int = Field(description="length of the context at the end")
+    attended_fraction: float | None = Field(description="KV entries read over those that dense decoding reads")
+    recall: float | None = Field(description="attention mass inside the sparse heads' sets, mean of audited steps")
+    dense_fallback: str | None = Field(description="why the last dense step ran dense, if any did")
+
+
+class EngineSummary(BaseModel):
+    """The engine's account of one answer, as it arrives in the answer's `lychee` object."""
+
+    budget: int | Literal["dense"] | None
+    mode: str | None
+    context_tokens: Count
+    attended_tokens: Count
+    dense_tokens: Count
+    decode_steps: Count
+    sparse_steps: Count
+    attended_fraction: Share | None
+    recall: Share | None
+    dense_fallback: str | None
+    queue_seconds: Annotated[float, Field(ge=0)] | None
+
+
+class PlanInfo(BaseModel):
+    """Which head plan the engine runs with."""
+
+    name: str
+    method: str
+    heuristic: bool
+
+
+class PlanDefaults(BaseModel):
+    """What a request gets that asks for nothing."""
+
+    budget: Budget | None
+    mode: Mode
+    value: float | None = None
+
+
+class SparsityInfo(BaseModel):
+    """The part of `GET /lychee/info` that the gateway needs."""
+
+    plan: PlanInfo
+    defaults: PlanDefaults
+    context_window: Annotated[int, Field(ge=1)]

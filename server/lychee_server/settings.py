@@ -1,0 +1,92 @@
+"""Settings of the gateway: defaults, then environment variables, then command-line flags."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ENV_PREFIX = "LYCHEE_GATEWAY_"
+
+
+class SettingsError(ValueError):
+    """A setting has a value that is not allowed; the message is one line that names it."""
+
+
+def _http_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must look like http://HOST:PORT")
+    if parts.port == 0 or parts.query or parts.fragment or parts.username:
+        raise ValueError("must have no port 0, user, query or fragment")
+    return url.rstrip("/")
+
+
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+
+class Settings(BaseModel):
+    """Everything that can be set, with its default and its allowed range. Times are in seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    engine_url: Annotated[str, AfterValidator(_http_url)] = Field(
+        default="http://127.0.0.1:8001", description="address of the SGLang engine"
+    )
+    host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
+    port: int = Field(default=8000, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
+    max_concurrency: int = Field(
+        default=256, ge=1, le=100_000, description="requests to the engine at one time; above that, 429"
+    )
+    max_body_bytes: int = Field(
+        default=32 * 2**20, ge=1024, le=2**31, description="longest request body; above that, 413"
+    )
+    connect_timeout: Seconds = Field(default=2.0, description="wait for a connection to the engine")
+    stream_idle_timeout: Seconds = Field(
+        default=300.0, description="longest silence of a stream, in either direction; the first token counts too"
+    )
+    response_timeout: Seconds = Field(default=600.0, description="wait for an answer that is not streamed")
+    drain_timeout: Seconds = Field(default=30.0, description="time that open requests get after SIGTERM")
+    health_interval: Seconds = Field(default=1.0, description="pause between two looks at the engine's /health")
+    health_timeout: Seconds = Field(default=5.0, description="wait for the engine's /health")
+    ready_timeout: Seconds = Field(default=30.0, description="wait for the first token of a (re)started engine")
+    unhealthy_after: Seconds = Field(
+        default=60.0,
+        description="an engine that accepts connections but is not healthy (a long prefill can do that) "
+        "is taken out of service after this time",
+    )
+    retry_after: int = Field(default=5, ge=1, le=3600, description="`Retry-After` of 429 and 503 answers")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least severe log line")
+    access_log: bool = Field(default=False, description="one log line for every request")
+
+
+def load_settings(environ: Mapping[str, str], flags: Mapping[str, str]) -> Settings:
+    """Merge defaults, `LYCHEE_GATEWAY_*` variables and flags; the later wins.
+
+    Args:
+        environ: the process environment.
+        flags: values given on the command line, by field name.
+
+    Raises:
+        SettingsError: an unknown variable or a value out of range; names the place, the value and what is allowed.
+    """
+    from_env = {
+        name.removeprefix(ENV_PREFIX).lower(): value for name, value in environ.items() if name.startswith(ENV_PREFIX)
+    }
+    try:
+        return Settings.model_validate({**from_env, **flags})
+    except ValidationError as error:
+        raise SettingsError(_one_line(error, flags)) from error
+
+
+def _one_line(error: ValidationError, flags: Mapping[str, str]) -> str:
+    first = error.errors(include_url=False)[0]
+    field = str(first["loc"][0])
+    place = f"--{field.replace('_', '-')}" if field in flags else f"{ENV_PREFIX}{field.upper()}"
+    if first["type"] == "extra_forbidden":
+        return f"{place}: there is no such setting; known are {', '.join(sorted(Settings.model_fields))}"
+    return f"{place} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"

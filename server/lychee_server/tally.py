@@ -1,0 +1,125 @@
+"""Follows one answer on its way through: replaces the engine's summary, measures, adds up at the end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from lychee_server.budget import answer_of
+from lychee_server.errors import EngineFailed
+from lychee_server.schemas import EngineSummary
+from lychee_server.sse import DONE, event_data, json_event, parse_object
+
+if TYPE_CHECKING:
+    from lychee_server.body import Completion
+    from lychee_server.metrics import GatewayMetrics
+    from lychee_server.schemas import LycheeAnswer
+
+log = logging.getLogger(__name__)
+
+
+class AnswerTally:
+    """What is known of one answer so far.
+
+    Attributes:
+        done: the answer is complete.
+        failed: the status of an error that the engine wrote into the stream.
+    """
+
+    def __init__(self, completion: Completion, metrics: GatewayMetrics, started: float) -> None:
+        self._completion = completion
+        self._metrics = metrics
+        self._started = started
+        self._summary: EngineSummary | None = None
+        self._usage: dict[str, Any] | None = None
+        self._events = 0
+        self._last_output: dict[int, float] = {}
+        self.done = False
+        self.failed: int | None = None
+
+    def event(self, event: bytes) -> bytes:
+        """Take one event of a stream and return the bytes to pass on: the same, but for the summary."""
+        now = time.perf_counter()
+        data = event_data(event)
+        if data == DONE:
+            self.done = True
+            return event
+        chunk = parse_object(data)
+        if chunk is None:
+            return event
+        self._events += 1
+        if self._events == 1:
+            self._metrics.first_token(now - self._started)
+        if "error" in chunk:
+            self.failed = _error_status(chunk["error"])
+        choices = chunk.get("choices")
+        if chunk.get("usage") and not choices:  # beside choices it is a running count
+            self._usage = chunk["usage"]
+        for index in _choices_with_output(choices):
+            if index in self._last_output:
+                self._metrics.token_gap(now - self._last_output[index])
+            self._last_output[index] = now
+        return json_event(chunk) if self._reduce(chunk) is not None else event
+
+    def whole(self, answer: dict[str, Any]) -> LycheeAnswer | None:
+        """Take an answer that is not streamed and reduce its summary in place; returns the reduced one."""
+        self.done = True
+        self._usage = answer.get("usage")
+        return self._reduce(answer)
+
+    def finish(self) -> None:
+        """Count a complete answer."""
+        tokens = self._tokens()
+        if tokens is not None:
+            self._metrics.tokens(*tokens)
+        if self._summary is None:
+            self._metrics.summary_missing()
+        else:
+            self._metrics.summary(self._summary, answer_of(self._completion.asked, self._summary).reason)
+
+    def _reduce(self, answer: dict[str, Any]) -> LycheeAnswer | None:
+        if "lychee" not in answer:
+            return None
+        try:
+            self._summary = EngineSummary.model_validate(answer["lychee"])
+        except ValidationError as error:
+            log.error("the engine's summary cannot be read", extra={"problem": str(error.errors()[0])})
+            return None
+        reduced = answer_of(self._completion.asked, self._summary)
+        answer["lychee"] = reduced.model_dump()
+        return reduced
+
+    def _tokens(self) -> tuple[int, int] | None:
+        """Return prompt and generated tokens.
+
+        From the usage where the answer has one. Else from the summary: every token but a choice's first took a
+        decode step, and the context at the end is the prompt and one token for each step. For several choices the
+        summary does not tell how long the prompts were.
+        """
+        if isinstance(self._usage, dict):
+            prompt, generated = self._usage.get("prompt_tokens"), self._usage.get("completion_tokens")
+            if type(prompt) is int and type(generated) is int:
+                return prompt, generated
+        if self._summary is None:
+            return None
+        choices, steps = self._completion.choices, self._summary.decode_steps
+        prompt = max(0, self._summary.context_tokens - steps) if choices == 1 else 0
+        return prompt, steps + choices
+
+
+def _choices_with_output(choices: object) -> list[int]:
+    """Return the indexes of the choices to which a chunk adds text, reasoning or a tool call."""
+    found = []
+    for choice in choices if isinstance(choices, list) else ():
+        delta = choice.get("delta") or {}
+        if choice.get("text") or any(value for key, value in delta.items() if key != "role"):
+            found.append(int(choice.get("index", 0)))
+    return found
+
+
+def _error_status(error: object) -> int:
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if type(code) is int and 400 <= code <= 599 else EngineFailed.status

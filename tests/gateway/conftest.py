@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import openai
+import pytest
+from prometheus_client import CollectorRegistry
+
+from lychee_server.app import create_app
+from lychee_server.drain import DrainingServer
+from lychee_server.settings import Settings
+from tests.gateway.scripted_engine import ScriptedEngine, ThreadedServer, serving, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# Short times, so that a test which waits for one of them is quick.
+TIMES = {"health_interval": 0.05, "connect_timeout": 1.0, "health_timeout": 1.0, "ready_timeout": 1.0}
+
+
+@dataclass
+class RunningEngine:
+    engine: ScriptedEngine
+    server: ThreadedServer
+
+
+@dataclass
+class RunningGateway:
+    server: ThreadedServer
+    registry: CollectorRegistry
+    http: httpx.Client
+
+    def value(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+    def ready(self) -> bool:
+        return self.http.get("/readyz").status_code == 200
+
+    def openai(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.server.url}/v1", api_key="unused", max_retries=0, timeout=20)
+
+    def chat(self, **body: Any) -> httpx.Response:
+        return self.http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "hi"}], **body})
+
+
+@pytest.fixture
+def running() -> Iterator[RunningEngine]:
+    engine = ScriptedEngine()
+    with serving(ThreadedServer(engine.app)) as server:
+        yield RunningEngine(engine, server)
+
+
+@pytest.fixture
+def engine(running: RunningEngine) -> ScriptedEngine:
+    return running.engine
+
+
+@pytest.fixture
+def start_gateway(running: RunningEngine) -> Iterator[Callable[..., RunningGateway]]:
+    with contextlib.ExitStack() as stack:
+
+        def start(*, wait: bool = True, **settings: Any) -> RunningGateway:
+            chosen = Settings(**{"engine_url": running.server.url, **TIMES, **settings})
+            registry = CollectorRegistry()
+            app = create_app(chosen, registry=registry)
+            drain = app.state.gateway.drain
+            server = ThreadedServer(app, lambda config: DrainingServer(config, drain, chosen.drain_timeout))
+            stack.enter_context(serving(server))
+            http = stack.enter_context(httpx.Client(base_url=server.url, timeout=20))
+            gateway = RunningGateway(server, registry, http)
+            if wait:
+                wait_until(gateway.ready)
+            return gateway
+
+        yield start
+
+
+@pytest.fixture
+def gateway(start_gateway: Callable[..., RunningGateway]) -> RunningGateway:
+    return start_gateway()
