@@ -1,0 +1,221 @@
+"""The attention backend `lychee`: dense prefill, hybrid-head decode, statistics of every step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+
+from lychee_kernels.layout import TokenSets
+from lychee_sgl import compat
+from lychee_sgl.backend.plans import layer_heads
+from lychee_sgl.backend.request import BudgetRequest, resolve
+from lychee_sgl.backend.rows import RowTable, StepRows
+from lychee_sgl.backend.summary import Step
+from lychee_sgl.cpu.decode import hybrid_decode
+from lychee_sgl.cpu.extend import extend
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+    from lychee_sgl.backend.plans import ChosenPlan
+    from lychee_sgl.config import EngineConfig
+
+
+@dataclass(slots=True, kw_only=True)
+class DecodeStep:
+    """One decode step of a batch: what the layers read, and what they add up."""
+
+    rows: StepRows
+    seq_lens: torch.Tensor
+    kv_indptr: torch.Tensor
+    kv_indices: torch.Tensor
+    sets: TokenSets
+    attended: torch.Tensor
+    recall_sum: torch.Tensor
+    recall_heads: torch.Tensor
+
+    def results(self, layers: int, kv_heads: int) -> list[Step]:
+        """Gives each row's statistics, once all layers have run."""
+        lengths, fallback, bound = (t.tolist() for t in (self.seq_lens, self.rows.fallback, self.rows.bound))
+        attended, mass, heads = (t.tolist() for t in (self.attended, self.recall_sum, self.recall_heads))
+        return [
+            Step(
+                attended=attended[b],
+                dense_equivalent=lengths[b] * layers * kv_heads,
+                fallback=fallback[b],
+                budget=bound[b],
+                context=lengths[b],
+                recall=mass[b] / heads[b] if heads[b] else None,
+            )
+            for b in range(len(lengths))
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtendPart:
+    """One request of an extend batch: its rows of q, its context's slots, and how much of that was there before."""
+
+    start: int
+    end: int
+    slots: torch.Tensor
+    prefix: int
+
+
+class LycheeAttnBackend(AttentionBackend):
+    """Hybrid-head decode inside SGLang on the CPU (DESIGN.md 2).
+
+    Args:
+        runner: SGLang's ModelRunner.
+        chosen: the plan in use; it fits the model.
+        config: the engine settings.
+    """
+
+    def __init__(self, runner: Any, chosen: ChosenPlan, config: EngineConfig) -> None:
+        super().__init__()
+        self.plan = chosen.plan
+        self.device = torch.device(runner.device)
+        self.req_to_token_pool = runner.req_to_token_pool
+        self.token_to_kv_pool = runner.token_to_kv_pool
+        self.context_window = runner.model_config.context_len
+        self.heads, self.roots = layer_heads(chosen.plan)
+        self.dense_below = config.resolved_dense_below(self.device.type)
+        self.recall_every = config.recall_every
+        self.table = RowTable(self.req_to_token_pool.req_to_token.shape[0] - 1, self.device)
+        self.batch_reqs: list[Any] | None = None
+        self._decode: DecodeStep | None = None
+        self._extend: list[ExtendPart] = []
+
+    def support_triton(self) -> bool:
+        """SGLang would launch its own Triton kernels for batch bookkeeping; there is no device for them."""
+        return self.device.type != "cpu"
+
+    def admit(self, reqs: list[Any]) -> None:
+        """Writes the row tables for the requests of an extend batch, before it runs (DESIGN.md 3)."""
+        specs = []
+        for req in reqs:
+            # checked by the engine's HTTP process; who comes another way and asks nonsense gets the default
+            try:
+                asked = BudgetRequest.from_custom_params(req.sampling_params.custom_params, self.context_window)
+            except ValueError:
+                asked = BudgetRequest()
+            specs.append(resolve(asked, self.plan.defaults, len(req.origin_input_ids)))
+        self.table.write(
+            [compat.req_pool_index(req) for req in reqs], specs, [len(req.origin_input_ids) for req in reqs]
+        )
+
+    def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
+        """Prepares a forward pass: the rows and slots of a decode step, or the parts of an extend."""
+        self._decode, self._extend = None, []
+        if forward_batch.forward_mode.is_decode():
+            self._decode = self._begin_decode(forward_batch)
+        elif not forward_batch.forward_mode.is_idle():
+            self._extend = self._begin_extend(forward_batch)
+
+    def _slots(self, req_pool_index: int, length: int) -> torch.Tensor:
+        return self.req_to_token_pool.req_to_token[req_pool_index, :length]  # type: ignore[no-any-return]
+
+    def _begin_decode(self, forward_batch: ForwardBatch) -> DecodeStep:
+        seq_lens = forward_batch.seq_lens.to(torch.int64)
+        indices, lengths = forward_batch.req_pool_indices.tolist(), seq_lens.tolist()
+        step = self.table.step(
+            forward_batch.req_pool_indices, seq_lens, dense_below=self.dense_below, recall_every=self.recall_every
+        )
+        batch = len(lengths)
+        capacity = int(torch.where(step.rows.dense, 0, step.bound).max()) if batch else 0
+        return DecodeStep(
+            rows=step,
+            seq_lens=seq_lens,
+            kv_indptr=torch.cat([seq_lens.new_zeros(1), seq_lens.cumsum(0)]),
+            kv_indices=torch.cat([self._slots(r, n) for r, n in zip(indices, lengths, strict=True)]).to(torch.int64),
+            sets=TokenSets(
+                positions=torch.empty((batch, self.roots, capacity), dtype=torch.int32),
+                counts=torch.zeros((batch, self.roots), dtype=torch.int32),
+            ),
+            attended=torch.zeros(batch, dtype=torch.int64),
+            recall_sum=torch.zeros(batch, dtype=torch.float64),
+            recall_heads=torch.zeros(batch, dtype=torch.int64),
+        )
+
+    def _begin_extend(self, forward_batch: ForwardBatch) -> list[ExtendPart]:
+        parts, start = [], 0
+        rows = zip(
+            forward_batch.req_pool_indices.tolist(),
+            forward_batch.seq_lens.tolist(),
+            forward_batch.extend_prefix_lens_cpu,
+            strict=True,
+        )
+        for index, length, prefix in rows:
+            slots = self._slots(index, length).to(torch.int64)
+            parts.append(ExtendPart(start=start, end=start + length - int(prefix), slots=slots, prefix=int(prefix)))
+            start = parts[-1].end
+        return parts
+
+    def _buffers(self, layer: RadixAttention) -> tuple[torch.Tensor, torch.Tensor]:
+        pool, layer_id = self.token_to_kv_pool, layer.layer_id
+        return pool.get_key_buffer(layer_id), pool.get_value_buffer(layer_id)
+
+    def forward_decode(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+        **_: Any,
+    ) -> torch.Tensor:
+        """One layer of a decode step, q [B, H*G*D]; returns [B, H*G*D]."""
+        step = self._decode
+        assert step is not None, "forward_decode without init_forward_metadata"
+        if save_kv_cache:
+            compat.write_kv(self.token_to_kv_pool, layer, forward_batch.out_cache_loc, k, v)
+        result = hybrid_decode(
+            q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim),
+            *self._buffers(layer),
+            step.kv_indptr,
+            step.kv_indices,
+            self.heads[layer.layer_id],
+            step.sets,
+            step.rows.rows,
+            layer.scaling,
+        )
+        step.attended += result.attended
+        step.recall_sum += result.recall_sum
+        step.recall_heads += result.recall_heads
+        return result.out.reshape(len(q), -1)
+
+    def forward_extend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+        **_: Any,
+    ) -> torch.Tensor:
+        """One layer of new tokens over their contexts, dense; q [tokens, H*G*D]; returns the same shape."""
+        if save_kv_cache:
+            compat.write_kv(self.token_to_kv_pool, layer, forward_batch.out_cache_loc, k, v)
+        queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        out = torch.empty_like(queries)
+        for part in self._extend:
+            out[part.start : part.end] = extend(
+                queries[part.start : part.end], *self._buffers(layer), part.slots, part.prefix, layer.scaling
+            )
+        return out.reshape(q.shape[0], -1)
+
+    def take_results(self) -> list[Step] | None:
+        """Gives the statistics of the decode step that has just run, or None after anything else."""
+        if self._decode is None:
+            return None
+        return self._decode.results(len(self.heads), self.plan.model.num_key_value_heads)
+
+    def sparse_rows(self, req_pool_indices: torch.Tensor, seq_lens: torch.Tensor) -> list[bool]:
+        """Tells which rows of a decode batch will run sparse."""
+        step = self.table.step(req_pool_indices, seq_lens, dense_below=self.dense_below, recall_every=0)
+        return [not dense for dense in step.rows.dense.tolist()]

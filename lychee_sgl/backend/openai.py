@@ -1,0 +1,185 @@
+"""The engine's HTTP side: checks budgets before they reach a scheduler, and puts the summary into OpenAI answers.
+
+Contract: DESIGN.md 4.2. Runs in SGLang's HTTP process; what it knows of the engine hangs on the TokenizerManager.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lychee_sgl import __version__
+from lychee_sgl.backend.plans import ChosenPlan, choose_plan, model_shape
+from lychee_sgl.backend.request import BudgetRequest, resolve
+from lychee_sgl.backend.summary import INFO_KEY, summarise
+from lychee_sgl.config import EngineConfig
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+DONE = "data: [DONE]\n\n"
+SEEN = "lychee_seen"
+"""Attribute of a request in flight: what its outputs said last, by choice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """What the HTTP process knows of the engine's backend."""
+
+    chosen: ChosenPlan
+    config: EngineConfig
+    context_window: int
+    device: str
+    model: str
+
+    @classmethod
+    def of(cls, manager: Any) -> Engine | None:
+        """Gives the engine behind a TokenizerManager; None if it does not run our backend."""
+        if not hasattr(manager, "lychee"):
+            args = manager.server_args
+            ours = "lychee" in (args.attention_backend, args.decode_attention_backend)
+            manager.lychee = cls._load(manager) if ours else None
+        engine: Engine | None = manager.lychee
+        return engine
+
+    @classmethod
+    def _load(cls, manager: Any) -> Engine:
+        args, config = manager.server_args, EngineConfig.from_env()
+        return cls(
+            chosen=choose_plan(config.heads, model_shape(manager.model_config.hf_text_config, args.model_path)),
+            config=config,
+            context_window=manager.model_config.context_len,
+            device=args.device,
+            model=args.served_model_name,
+        )
+
+    def info(self) -> dict[str, Any]:
+        """Gives the answer of `GET /lychee/info`."""
+        defaults = self.chosen.plan.to_dict()["defaults"]
+        return {
+            "version": __version__,
+            "plan": self.chosen.describe(),
+            "defaults": defaults,
+            "dense_below": self.config.resolved_dense_below(self.device),
+            "recall_every": self.config.recall_every,
+            "context_window": self.context_window,
+            "model": self.model,
+            "device": self.device,
+        }
+
+
+def _custom_params(obj: Any) -> dict[str, Any] | None:
+    params = obj.sampling_params
+    params = params[0] if isinstance(params, list) and params else params
+    return params.get("custom_params") if isinstance(params, dict) else getattr(params, "custom_params", None)
+
+
+async def watch(
+    original: Callable[..., AsyncGenerator[Any, None]], manager: Any, obj: Any, *args: Any, **kwargs: Any
+) -> AsyncGenerator[Any, None]:
+    """Stands around `TokenizerManager.generate_request`: checks the budget, remembers what the outputs say last.
+
+    Raises:
+        ValueError: the budget is not allowed; SGLang answers 400 with the message.
+    """
+    engine = Engine.of(manager)
+    watched = engine is not None and hasattr(obj, "sampling_params")
+    if watched and engine is not None:
+        BudgetRequest.from_custom_params(_custom_params(obj), engine.context_window)
+        setattr(obj, SEEN, {})
+    async with aclosing(original(manager, obj, *args, **kwargs)) as outputs:
+        async for output in outputs:
+            if watched:
+                for choice in output if isinstance(output, list) else [output]:
+                    index = choice.get("index", 0) if isinstance(output, dict) else len(getattr(obj, SEEN))
+                    getattr(obj, SEEN)[index] = choice["meta_info"]
+            yield output
+
+
+def summary_of(manager: Any, obj: Any) -> dict[str, Any] | None:
+    """Adds up what the outputs of a request said.
+
+    Args:
+        manager: the TokenizerManager.
+        obj: the request as it went into `generate_request`.
+
+    Returns:
+        The object `lychee` of the answer; None where our backend does not run, or nothing came out.
+    """
+    engine, seen = Engine.of(manager), getattr(obj, SEEN, None)
+    if engine is None or not seen:
+        return None
+    metas = list(seen.values())
+    prompt = metas[0].get("prompt_tokens", 0)
+    asked = BudgetRequest.from_custom_params(_custom_params(obj), engine.context_window)
+    return summarise(
+        [meta.get(INFO_KEY, ()) for meta in metas],
+        resolve(asked, engine.chosen.plan.defaults, prompt),
+        prompt + max(meta.get("completion_tokens", 0) for meta in metas),
+        metas[0].get("queue_time"),
+    )
+
+
+def _with_summary(event: str, summary: dict[str, Any]) -> str:
+    body = json.loads(event.removeprefix("data: "))
+    return f"data: {json.dumps({**body, INFO_KEY: summary}, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def _ends_a_choice(event: str) -> bool:
+    """Whether an event may be the last before [DONE]: it finishes a choice, or carries none (usage)."""
+    if '"finish_reason":"' not in event and '"choices":[]' not in event:
+        return False
+    body = json.loads(event.removeprefix("data: "))
+    choices = body.get("choices")
+    return isinstance(choices, list) and all(choice.get("finish_reason") for choice in choices)
+
+
+async def decorate_stream(
+    original: Callable[..., AsyncGenerator[str, None]], serving: Any, adapted: Any, *args: Any, **kwargs: Any
+) -> AsyncGenerator[str, None]:
+    """Stands around SGLang's SSE generators: the last chunk before [DONE] gets the summary.
+
+    Only chunks that finish a choice are held back, and only until the next one shows whether they were the last.
+    """
+    held: str | None = None
+    async with aclosing(original(serving, adapted, *args, **kwargs)) as events:
+        async for event in events:
+            if held is not None:
+                summary = summary_of(serving.tokenizer_manager, adapted) if event == DONE else None
+                yield _with_summary(held, summary) if summary else held
+                held = None
+            if _ends_a_choice(event):
+                held = event
+            else:
+                yield event
+    if held is not None:
+        yield held
+
+
+async def decorate_answer(original: Callable[..., Any], serving: Any, adapted: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stands around SGLang's answers that are not streamed: adds the summary."""
+    from fastapi.responses import JSONResponse
+    from pydantic import BaseModel
+
+    answer = await original(serving, adapted, *args, **kwargs)
+    summary = summary_of(serving.tokenizer_manager, adapted)
+    if summary is None or not isinstance(answer, BaseModel) or not hasattr(answer, "choices"):
+        return answer
+    return JSONResponse({**answer.model_dump(mode="json"), INFO_KEY: summary})
+
+
+def add_routes(server_args: Any, tokenizer_manager: Any, *args: Any, **kwargs: Any) -> None:
+    """Runs before SGLang starts its HTTP server: adds `GET /lychee/info`."""
+    from sglang.srt.entrypoints.http_server import app
+
+    engine = Engine.of(tokenizer_manager)
+    if engine is None:
+        return
+
+    async def info() -> dict[str, Any]:
+        """What the attention backend lychee runs with."""
+        return engine.info()
+
+    app.add_api_route("/lychee/info", info, methods=["GET"])

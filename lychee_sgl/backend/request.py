@@ -1,0 +1,109 @@
+"""A request's budget: read from `custom_params`, checked, and resolved against the plan's defaults (DESIGN.md 3)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from lychee_kernels.layout import Mode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lychee_sgl.heads.plan import PlanDefaults
+
+PREFIX = "lychee_"
+MODES = {"topk": Mode.TOPK, "ratio": Mode.RATIO, "threshold": Mode.THRESHOLD, "top_p": Mode.TOP_P}
+MODE_NAMES = {mode: name for name, mode in MODES.items()}
+DENSE = -1
+"""`RowSpec.budget` of a dense request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetRequest:
+    """What a request asked for; None where it said nothing."""
+
+    budget: int | Literal["dense", "auto"] | None = None
+    mode: Literal["topk", "ratio", "threshold", "top_p"] | None = None
+    value: float | None = None
+
+    @classmethod
+    def from_custom_params(cls, params: Mapping[str, Any] | None, context_window: int) -> BudgetRequest:
+        """Reads and checks the `lychee_*` entries of SGLang's `custom_params`.
+
+        Args:
+            params: the request's `custom_params`.
+            context_window: the largest budget that makes sense, in tokens.
+
+        Raises:
+            ValueError: an entry is unknown or not allowed; the message names it, its value and what is allowed.
+        """
+        ours = {k.removeprefix(PREFIX): v for k, v in (params or {}).items() if str(k).startswith(PREFIX)}
+        unknown = sorted(ours.keys() - {"budget", "mode", "value"})
+        if unknown:
+            raise ValueError(f"{PREFIX}{unknown[0]} is unknown, allowed: lychee_budget, lychee_mode, lychee_value")
+        budget, mode, value = ours.get("budget"), ours.get("mode"), ours.get("value")
+        whole = isinstance(budget, int) and not isinstance(budget, bool) and 1 <= budget <= context_window
+        if budget is not None and budget not in ("dense", "auto") and not whole:
+            raise ValueError(
+                f"lychee_budget is {budget!r}, allowed: a whole number from 1 to {context_window}, 'dense' or 'auto'"
+            )
+        if mode is not None and mode not in MODES:
+            raise ValueError(f"lychee_mode is {mode!r}, allowed: {', '.join(MODES)}")
+        if budget == "dense" and mode is not None:
+            raise ValueError(f"lychee_mode is {mode!r}, not allowed with lychee_budget 'dense'")
+        _check_value(mode, value)
+        return cls(budget=budget, mode=mode, value=None if value is None else float(value))
+
+
+def _check_value(mode: str | None, value: Any) -> None:
+    if mode in (None, "topk"):
+        if value is not None:
+            raise ValueError(f"lychee_value is {value!r}, allowed only with lychee_mode ratio, threshold or top_p")
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    highest_allowed = mode != "threshold"
+    if not number or not 0 < value <= 1 or (value == 1 and not highest_allowed):
+        above = "to 1" if highest_allowed else "and below 1"
+        raise ValueError(f"lychee_value is {value!r}, allowed with lychee_mode {mode}: a number above 0 {above}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowSpec:
+    """What the row tables hold of a request.
+
+    Attributes:
+        mode: how sets are bounded.
+        budget: tokens; `DENSE`, or 0 where the mode has no bound.
+        value: the fraction of a mode that needs one, else 0.
+        sinks: first positions kept.
+        recent: last positions kept.
+    """
+
+    mode: Mode
+    budget: int
+    value: float
+    sinks: int
+    recent: int
+
+
+def resolve(request: BudgetRequest, defaults: PlanDefaults, prompt_tokens: int) -> RowSpec:
+    """Fills in what a request left open (DESIGN.md 3).
+
+    Args:
+        request: what was asked.
+        defaults: the plan's.
+        prompt_tokens: length of the prompt, for `auto`.
+    """
+    asked_nothing = request.budget is None and request.mode is None
+    budget = defaults.budget if asked_nothing else request.budget
+    mode = (defaults.mode if asked_nothing else request.mode) or "topk"
+    value = (defaults.value if asked_nothing else request.value) or 0.0
+    if budget is None and mode == "topk":
+        # asked for topk without a number: the plan's, unless that one bounds another mode
+        budget = defaults.budget if defaults.mode == "topk" else "auto"
+    if budget == "auto":
+        budget = defaults.auto.resolve(prompt_tokens)
+    number = DENSE if budget == "dense" else budget or 0
+    return RowSpec(mode=MODES[mode], budget=int(number), value=value, sinks=defaults.sinks, recent=defaults.recent)

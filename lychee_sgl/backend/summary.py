@@ -1,0 +1,77 @@
+"""From the increments of single decode steps to what an answer says of itself (DESIGN.md 2.4 and 4.2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lychee_sgl.backend.request import DENSE, MODE_NAMES
+from lychee_sgl.backend.rows import FALLBACK_NAMES, Fallback
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from lychee_sgl.backend.request import RowSpec
+
+INFO_KEY = "lychee"
+"""Our entry in SGLang's `customized_info` and so in `meta_info`."""
+
+
+class Step(NamedTuple):
+    """One decode step of one request.
+
+    Attributes:
+        attended: KV entries read, over all layers and KV heads.
+        dense_equivalent: KV entries that a dense step would have read.
+        fallback: a `Fallback`.
+        budget: tokens a set might hold at this step; `DENSE`, or the context's length where nothing bounds it.
+        context: tokens in the context, the current one included.
+        recall: attention mass held by the sparse heads' sets; None where the step was not audited.
+    """
+
+    attended: int
+    dense_equivalent: int
+    fallback: int
+    budget: int
+    context: int
+    recall: float | None
+
+
+def summarise(
+    choices: Sequence[Iterable[Step | None]],
+    spec: RowSpec,
+    context_tokens: int,
+    queue_seconds: float | None = None,
+) -> dict[str, Any]:
+    """Adds up the steps of an answer's choices.
+
+    Args:
+        choices: for each choice its steps, one an output token; None for a token that came out of a prefill.
+        spec: what the request resolved to.
+        context_tokens: prompt and answer, of the longest choice.
+        queue_seconds: time in the engine's queue, where it is known.
+
+    Returns:
+        The object `lychee` of an answer.
+    """
+    # a step that crossed a process border is a plain tuple
+    steps = [Step(*step) for choice in choices for step in choice if step is not None]
+    dense_steps = [s for s in steps if s.budget == DENSE or s.fallback != Fallback.NONE]
+    recalls = [s.recall for s in steps if s.recall is not None]
+    attended, dense = sum(s.attended for s in steps), sum(s.dense_equivalent for s in steps)
+    fallbacks = [s.fallback for s in steps if s.fallback != Fallback.NONE]
+    bounded = spec.budget > 0 or spec.budget == DENSE
+    return {
+        "budget": ("dense" if spec.budget == DENSE else spec.budget) if bounded else None,
+        "mode": None if spec.budget == DENSE else MODE_NAMES[spec.mode],
+        "value": spec.value or None,
+        "context_tokens": context_tokens,
+        "attended_tokens": attended,
+        "dense_tokens": dense,
+        "decode_steps": len(steps),
+        "sparse_steps": len(steps) - len(dense_steps),
+        "attended_fraction": attended / dense if dense else None,
+        "recall": sum(recalls) / len(recalls) if recalls else None,
+        "recall_steps": len(recalls),
+        "dense_fallback": FALLBACK_NAMES[Fallback(fallbacks[-1])] if fallbacks else None,
+        "queue_seconds": queue_seconds,
+    }

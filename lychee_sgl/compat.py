@@ -1,0 +1,53 @@
+"""The only module that knows in what SGLang 0.5.17 and 0.5.23 differ."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from sglang.srt.layers.radix_attention import RadixAttention
+
+OLDEST = (0, 5, 17)
+NEWEST = (0, 5, 23)
+
+
+def sglang_version() -> tuple[int, ...]:
+    """Gives the installed SGLang's version as numbers."""
+    return tuple(int(part) for part in version("sglang").split(".")[:3] if part.isdigit())
+
+
+def check_version() -> None:
+    """Refuses an SGLang that is older than any we have run on.
+
+    Raises:
+        RuntimeError: the version is too old; newer ones than tested are let through with what is known.
+    """
+    found = sglang_version()
+    if found < OLDEST:
+        raise RuntimeError(
+            f"SGLang {'.'.join(map(str, found))} is too old: lychee-sgl needs {'.'.join(map(str, OLDEST))}"
+        )
+
+
+def req_pool_index(req: Any) -> int:
+    """Gives a request's slot: 0.5.17 keeps it on the request, 0.5.23 on `req.kv`."""
+    index = getattr(req, "req_pool_idx", None)
+    return int(req.kv.req_pool_idx if index is None else index)
+
+
+def keep_out_of_radix_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Rewrites the arguments of `release_kv_cache(req, tree_cache, ...)` so that nothing is inserted.
+
+    0.5.17 calls the switch `is_insert` (third, positional or by name), 0.5.23 `checkpoint` (by name only).
+    """
+    name = "is_insert" if sglang_version() < (0, 5, 18) else "checkpoint"
+    return args[:2], {**kwargs, name: False}
+
+
+def write_kv(pool: Any, layer: RadixAttention, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    """Writes keys and values of new tokens into the pool of a model without sliding windows."""
+    from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+
+    pool.set_kv_buffer(layer, KVWriteLoc(slots, None), k, v)

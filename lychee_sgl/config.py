@@ -1,0 +1,90 @@
+"""Settings of the engine side, read once from the environment (DESIGN.md section 5)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DENSE_BELOW_GPU = 4096
+# Below this a step costs the same either way; docs/measurements/cpu-speed.json has the curve.
+DENSE_BELOW_CPU = 1024
+
+
+class ConfigError(ValueError):
+    """A setting has a value that is not allowed."""
+
+
+def _setting(variable: str, default: str, meaning: str) -> dict[str, str]:
+    return {"variable": variable, "default": default, "meaning": meaning}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What the plug-in is told from outside. Each field's metadata is its row of DESIGN.md's table."""
+
+    heads: Path | None = field(
+        default=None, metadata=_setting("LYCHEE_HEADS", "built-in or heuristic", "path of a head plan")
+    )
+    dense_below: int | None = field(
+        default=None,
+        metadata=_setting(
+            "LYCHEE_DENSE_BELOW",
+            f"{DENSE_BELOW_GPU} on a GPU, {DENSE_BELOW_CPU} on a CPU",
+            "contexts up to this length run dense",
+        ),
+    )
+    recall_every: int = field(
+        default=32,
+        metadata=_setting("LYCHEE_RECALL_EVERY", "32", "one decode step in so many is audited; 0: none"),
+    )
+    prefill_threads: int | None = field(
+        default=None,
+        metadata=_setting("LYCHEE_PREFILL_THREADS", "all cores", "CPU only: threads for prefill (decode uses one)"),
+    )
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> EngineConfig:
+        """Reads the settings.
+
+        Args:
+            environ: where to read from; the process's environment by default. Empty values count as not set.
+
+        Raises:
+            ConfigError: a value is not allowed; the message names variable, value and what is allowed.
+        """
+        environ = os.environ if environ is None else environ
+        given = {
+            f.name: environ[f.metadata["variable"]].strip()
+            for f in fields(cls)
+            if environ.get(f.metadata["variable"], "").strip()
+        }
+        heads = given.get("heads")
+        return cls(
+            heads=Path(heads).expanduser() if heads else None,
+            dense_below=_whole("LYCHEE_DENSE_BELOW", given.get("dense_below"), 0),
+            recall_every=_whole("LYCHEE_RECALL_EVERY", given.get("recall_every", "32"), 0) or 0,
+            prefill_threads=_whole("LYCHEE_PREFILL_THREADS", given.get("prefill_threads"), 1),
+        )
+
+    def resolved_dense_below(self, device: str) -> int:
+        """Gives `dense_below` for a device type ("cpu", "cuda")."""
+        if self.dense_below is not None:
+            return self.dense_below
+        return DENSE_BELOW_CPU if device == "cpu" else DENSE_BELOW_GPU
+
+
+def _whole(variable: str, text: str | None, low: int) -> int | None:
+    if text is None:
+        return None
+    try:
+        value = int(text)
+    except ValueError:
+        value = low - 1
+    if not low <= value < 2**31:
+        raise ConfigError(f"{variable} is {text!r}, allowed: a whole number from {low}")
+    return value
