@@ -61,7 +61,7 @@ clean: ## remove environments, caches and builds (not the model in the user's ca
 	rm -rf $(ENV) $(NEXT_ENV) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Byte-compiling costs half a minute here and saves one at every first start of SGLang.
+# Byte-compiling costs a minute or two here, once; without it SGLang's first start takes over a minute longer.
 $(ENV)/.installed: pyproject.toml constraints.txt
 	$(call bootstrap,$(ENV),constraints.txt)
 	@echo "installing into $(ENV) (several GB the first time)"

@@ -1,0 +1,94 @@
+"""`lychee-sgl serve` from checks to the last process gone."""
+
+import logging
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from lychee_sgl.config import ConfigError
+from lychee_sgl.models.embedded import MODEL_NAME, ensure_unpacked
+from lychee_sgl.serve.banner import ConsoleReporter
+from lychee_sgl.serve.config import (
+    ENGINE_HOST,
+    ServeConfig,
+    current_environment,
+    engine_service,
+    gateway_service,
+    prepare_state,
+    state_folder,
+)
+from lychee_sgl.serve.preflight import accelerators, missing_packages, plugin_problem
+from lychee_sgl.serve.ready import Probe, port_problem
+from lychee_sgl.serve.supervisor import Supervisor
+
+
+def serve(config: ServeConfig, console: Console, *, verbose: bool) -> None:
+    """Check, make the model if need be, run engine and gateway until told to stop.
+
+    Args:
+        config: what was asked for.
+        console: where to report to.
+        verbose: show the logs of both services too.
+
+    Raises:
+        ConfigError: something asked for cannot work here; nothing was started.
+        ModelUnavailable: the embedded model is wanted and cannot be made.
+        StartFailed: a service did not start; nothing is left running.
+        OSError: a process or a log could not be made.
+    """
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    environ = current_environment()
+    accelerator = bool(accelerators(environ))
+    config.check(environ)
+    _check_machine(config, environ, accelerator=accelerator)
+    state = state_folder(config.port, environ)
+    prepare_state(state)
+    model, name = _model(config, console)
+    console.print(f"{name} on {'the GPU' if accelerator else 'the CPU'}; logs: {state}", highlight=False, markup=False)
+    reporter = ConsoleReporter(console, config, name, verbose=verbose)
+    # The engine answers this only when its weights are loaded; the gateway knows when it is warm too.
+    engine_up, gateway_ready = Probe(f"{config.engine_url}/v1/models"), Probe(f"{config.gateway_url}/readyz")
+    supervisor = Supervisor(
+        engine_service(config, model, name, accelerator=accelerator, state=state, environ=environ),
+        gateway_service(config, state=state, environ=environ),
+        lambda: engine_up() and gateway_ready(),
+        reporter,
+        start_timeout=config.start_timeout,
+    )
+    try:
+        supervisor.run()
+    finally:
+        reporter.close()
+        engine_up.close()
+        gateway_ready.close()
+    console.print("stopped", highlight=False)
+
+
+def _check_machine(config: ServeConfig, environ: dict[str, str], *, accelerator: bool) -> None:
+    for option, host, port in (
+        ("--port or --host", config.host, config.port),
+        ("--engine-port", ENGINE_HOST, config.engine_port),
+    ):
+        problem = port_problem(host, port)
+        if problem is not None:
+            raise ConfigError(f"{problem}: choose another with {option}")
+    missing = missing_packages()
+    if missing:
+        raise ConfigError(f"not installed: {', '.join(missing)}; install lychee-sgl[engine,gateway]")
+    problem = plugin_problem(environ, accelerator=accelerator)
+    if problem is not None:
+        raise ConfigError(problem)
+
+
+def _model(config: ServeConfig, console: Console) -> tuple[str, str]:
+    """Folder or id of the model, and its name in the API."""
+    if config.model is not None:
+        own_name = Path(config.model).expanduser().resolve().name if Path(config.model).exists() else config.model
+        return config.model, config.served_name or own_name
+    if console.is_terminal:
+        with console.status("looking for the embedded model") as status:
+            folder = ensure_unpacked(lambda line: status.update(escape(line)))
+    else:
+        folder = ensure_unpacked(lambda line: console.print(line, highlight=False, markup=False))
+    return str(folder), config.served_name or MODEL_NAME
