@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         listener = _listen(settings.host, settings.port)
     except OSError as error:
-        return _fail(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}", NO_ADDRESS)
+        return _fail(f"cannot listen on {settings.host}:{settings.port}: {_reason(error)}", NO_ADDRESS)
     configure_logging(settings.log_level)
     with listener:
         _serve(settings, listener)
@@ -84,6 +84,11 @@ def _parser() -> argparse.ArgumentParser:
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=2048)
+
+
+def _reason(error: OSError) -> str:
+    # Failed look-ups have negative numbers and good texts; failed binds the other way round.
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror or error)
 
 
 def _fail(message: str, status: int) -> int:

@@ -58,7 +58,7 @@ def create_app(
     for router in (completions.router, models.router, operations.router):
         app.include_router(router)
     install_error_handlers(app, settings.retry_after)
-    app.add_middleware(RequestMiddleware, metrics=metrics, access_log=settings.access_log)
+    app.add_middleware(RequestMiddleware, metrics=metrics, drain=gateway.drain, access_log=settings.access_log)
     return app
 
 

@@ -13,6 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from lychee_server.drain import Drain
     from lychee_server.metrics import GatewayMetrics
 
 log = logging.getLogger(__name__)
@@ -43,9 +44,10 @@ class RequestRecord:
 class RequestMiddleware:
     """Gives each request a `RequestRecord` in `scope["state"]["record"]` and counts it when it ends."""
 
-    def __init__(self, app: ASGIApp, metrics: GatewayMetrics, access_log: bool) -> None:
+    def __init__(self, app: ASGIApp, metrics: GatewayMetrics, drain: Drain, access_log: bool) -> None:
         self._app = app
         self._metrics = metrics
+        self._drain = drain
         self._level = logging.INFO if access_log else logging.DEBUG
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,7 +63,11 @@ class RequestMiddleware:
             nonlocal sent_status
             if message["type"] == "http.response.start":
                 sent_status = message["status"]
-                MutableHeaders(scope=message)[_ID_HEADER] = record.request_id
+                headers = MutableHeaders(scope=message)
+                headers[_ID_HEADER] = record.request_id
+                if self._drain.begun:
+                    # uvicorn forgets connections that it accepts while it stops: they would be kept alive.
+                    headers["connection"] = "close"
             await send(message)
 
         path = scope["path"]
@@ -71,9 +77,9 @@ class RequestMiddleware:
         try:
             await self._app(scope, receive, send_with_id)
         finally:
+            self._note(scope["method"], path, record, record.status or sent_status)
             if completion:
                 self._metrics.request_left()
-            self._note(scope["method"], path, record, record.status or sent_status)
 
     def _note(self, method: str, path: str, record: RequestRecord, status: int) -> None:
         if path not in _PROBES:

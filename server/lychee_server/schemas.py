@@ -24,7 +24,9 @@ class LycheeRequest(BaseModel):
         description="Tokens a sparse head may read at each step (1 to the context window), `dense` for all, "
         "`auto` for a share of the prompt. Without it: the default of the engine's head plan.",
     )
-    mode: Mode | None = Field(default=None, description="How the tokens are chosen; not together with the budget `dense`.")
+    mode: Mode | None = Field(
+        default=None, description="How the tokens are chosen; not together with the budget `dense`."
+    )
     value: float | None = Field(
         default=None,
         description="The mode's parameter: `ratio` (0, 1], `threshold` (0, 1), `top_p` (0, 1]; none with `topk`.",

@@ -33,8 +33,13 @@ class RunningGateway:
     registry: CollectorRegistry
     http: httpx.Client
 
-    def value(self, name: str, **labels: str) -> float:
+    def value(self, name: str, /, **labels: str) -> float:
         return self.registry.get_sample_value(name, labels) or 0.0
+
+    def total(self, name: str, /, **labels: str) -> float:
+        """A value once no completion is in flight: a client has its answer a moment before it is counted."""
+        wait_until(lambda: self.value("lychee_requests_in_flight") == 0)
+        return self.value(name, **labels)
 
     def ready(self) -> bool:
         return self.http.get("/readyz").status_code == 200
@@ -76,6 +81,7 @@ def start_gateway(running: RunningEngine) -> Iterator[Callable[..., RunningGatew
             return gateway
 
         yield start
+        running.server.begin_kill()  # both servers stop at the same time: tests take half as long
 
 
 @pytest.fixture

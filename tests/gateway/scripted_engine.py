@@ -93,7 +93,7 @@ def chunk(delta: dict[str, Any], **more: Any) -> bytes:
     return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
 
 
-PIECES = ["Hé", " \"lychee\"", "\n\n你", "好"]
+PIECES = ["Hé", ' "lychee"', "\n\n你", "好"]
 DONE = b"data: [DONE]\n\n"
 
 
@@ -120,7 +120,7 @@ class Script:
     """
 
     answer: Any = field(default_factory=chat_answer)
-    events: list[bytes | None | Exception] = field(default_factory=lambda: list(chat_events()))
+    events: list[bytes | Exception | None] = field(default_factory=lambda: list(chat_events()))
     pause: float = 0.0
     status: int = 200
     gate: threading.Event | None = None
@@ -221,8 +221,6 @@ async def _passed(gate: threading.Event | None) -> None:
         await asyncio.sleep(0.01)
 
 
-
-
 class ThreadedServer:
     """An ASGI application on 127.0.0.1, served by uvicorn in a thread. Can be stopped and started again."""
 
@@ -242,10 +240,12 @@ class ThreadedServer:
         self.port = listener.getsockname()[1]
         config = uvicorn.Config(self._app, log_config=None, log_level="critical", access_log=False, ws="none")
         self.server = self._make(config)
+        self.server.main_loop = self._wait_for_exit
 
         async def serve() -> None:
             self._loop = asyncio.get_running_loop()
             await self.server.serve(sockets=[listener])
+            self._reset_connections()  # those that came in while it stopped
 
         def run() -> None:
             with listener:
@@ -255,9 +255,11 @@ class ThreadedServer:
         self._thread.start()
         wait_until(lambda: self.server.started)
 
-    def shut_down(self) -> None:
-        """Begin a graceful shutdown, as SIGTERM does."""
-        self.server.should_exit = True
+    async def _wait_for_exit(self) -> None:
+        """Stand in for uvicorn's own loop, which looks only ten times a second."""
+        await self.server.on_tick(0)
+        while not self.server.should_exit:
+            await asyncio.sleep(0.005)
 
     def join(self, timeout: float = 10.0) -> None:
         if self._thread is not None:
@@ -265,14 +267,16 @@ class ThreadedServer:
             assert not self._thread.is_alive(), "the server did not stop"
             self._thread = None
 
-    def kill(self) -> None:
-        """Stop like a killed process: every connection is reset, the port refuses."""
+    def begin_kill(self) -> None:
+        """Reset every connection and refuse new ones, like a killed process; `kill` waits until it is over."""
         assert self._loop is not None
-        if self._thread is None:
-            return
-        self._loop.call_soon_threadsafe(self._reset_connections)
-        self.server.force_exit = True
-        self.server.should_exit = True
+        if self._thread is not None and not self.server.force_exit:
+            self._loop.call_soon_threadsafe(self._reset_connections)
+            self.server.force_exit = True
+            self.server.should_exit = True
+
+    def kill(self) -> None:
+        self.begin_kill()
         self.join()
 
     def _reset_connections(self) -> None:

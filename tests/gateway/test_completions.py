@@ -156,16 +156,14 @@ def test_usage_chunk_carries_the_summary(gateway, engine):
     last = json.loads(reply.content.split(b"\n\n")[-3].removeprefix(b"data: "))
     assert last == {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 2}, "lychee": REDUCED}
     assert engine.bodies[0]["stream_options"] == {"include_usage": True}
-    assert gateway.value("lychee_prompt_tokens_total") == 7
-    assert gateway.value("lychee_generation_tokens_total") == 2
+    assert gateway.total("lychee_prompt_tokens_total") == 7
+    assert gateway.total("lychee_generation_tokens_total") == 2
 
 
 def test_chunks_are_passed_on_as_they_arrive(gateway, engine):
     gate = threading.Event()
     engine.script = Script(gate=gate)
-    with gateway.http.stream(
-        "POST", "/v1/chat/completions", json={"messages": MESSAGES, "stream": True}
-    ) as reply:
+    with gateway.http.stream("POST", "/v1/chat/completions", json={"messages": MESSAGES, "stream": True}) as reply:
         seen = b""
         chunks = reply.iter_raw()
         while not seen.endswith(b"\n\n") or b"stop" not in seen:
@@ -207,7 +205,7 @@ def test_plain_sglang_behind_the_gateway(running, start_gateway):
     assert whole.json() == chat_answer(None)
     assert streamed.content == b"".join(chat_events(None))
     assert not [name for name in (*whole.headers, *streamed.headers) if name.startswith("x-lychee-")]
-    assert gateway.value("lychee_answers_without_summary_total") == 2
+    assert gateway.total("lychee_answers_without_summary_total") == 2
     assert gateway.chat(lychee={"budget": 8193}).status_code == 400
 
 
@@ -215,7 +213,7 @@ def test_a_summary_that_cannot_be_read_is_passed_and_counted(gateway, engine):
     answer = chat_answer({"budget": "much"})
     engine.script = Script(answer=answer)
     assert gateway.chat().json() == answer
-    assert gateway.value("lychee_answers_without_summary_total") == 1
+    assert gateway.total("lychee_answers_without_summary_total") == 1
 
 
 def test_request_id_is_echoed_or_made_and_never_the_rid(gateway, engine):
@@ -223,9 +221,7 @@ def test_request_id_is_echoed_or_made_and_never_the_rid(gateway, engine):
     for bad in ("", "x" * 129, "caf\xe9".encode("latin-1"), b"a\tb"):
         made = gateway.http.get("/livez", headers={"x-request-id": bad}).headers["x-request-id"]
         assert re.fullmatch("[0-9a-f]{32}", made)
-    reply = gateway.http.post(
-        "/v1/chat/completions", json={"messages": MESSAGES}, headers={"x-request-id": "a" * 128}
-    )
+    reply = gateway.http.post("/v1/chat/completions", json={"messages": MESSAGES}, headers={"x-request-id": "a" * 128})
     assert reply.headers["x-request-id"] == "a" * 128
     gateway.chat()
     first, second = (body["rid"] for body in engine.bodies)
@@ -255,9 +251,7 @@ def test_many_streams_at_once_stay_apart(gateway, engine):
     engine.script = Script(pause=0.01)
     answers: list[bytes] = []
     start = time.monotonic()
-    threads = [
-        threading.Thread(target=lambda: answers.append(gateway.chat(stream=True).content)) for _ in range(20)
-    ]
+    threads = [threading.Thread(target=lambda: answers.append(gateway.chat(stream=True).content)) for _ in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:

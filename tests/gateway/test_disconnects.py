@@ -1,0 +1,105 @@
+"""A client that goes away frees its place in the engine at once."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+
+import pytest
+
+from tests.gateway.scripted_engine import DONE, Script, chat_events, wait_until
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+def send(gateway, path="/v1/chat/completions", **body) -> socket.socket:
+    """Send a request over a bare socket, so that the test decides when the connection closes."""
+    content = json.dumps({"messages": MESSAGES, "prompt": "x", **body}).encode()
+    connection = socket.create_connection(("127.0.0.1", gateway.server.port))
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(content)}"
+    connection.sendall(head.encode() + b"\r\n\r\n" + content)
+    return connection
+
+
+def left(gateway) -> float:
+    return gateway.total("lychee_client_disconnects_total")
+
+
+def test_leaving_a_running_stream(gateway, engine):
+    engine.script = Script(events=[*chat_events()[:3], None])
+    with send(gateway, stream=True) as connection:
+        while b"H" not in connection.recv(4096):
+            pass
+        closed_at = time.monotonic()
+    wait_until(lambda: engine.aborts and engine.streams_closed)
+    assert engine.aborts[0][0] == engine.bodies[0]["rid"]
+    assert engine.aborts[0][1] - closed_at < 1
+    assert engine.streams_closed[0] - closed_at < 1
+    assert left(gateway) == 1
+    wait_until(lambda: gateway.value("lychee_requests_in_flight") == 0)
+    assert gateway.total("lychee_requests_total", route="/v1/chat/completions", status="499") == 1
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream before its first byte"])
+def test_leaving_before_the_answer(gateway, engine, stream):
+    engine.script = Script(pause=30)
+    with send(gateway, stream=stream):
+        wait_until(lambda: engine.bodies)
+        closed_at = time.monotonic()
+    wait_until(lambda: engine.aborts)
+    assert engine.aborts[0][0] == engine.bodies[0]["rid"]
+    assert engine.aborts[0][1] - closed_at < 1
+    wait_until(lambda: gateway.value("lychee_requests_in_flight") == 0)
+    assert left(gateway) == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "suffixes"),
+    [(["a", "b"], ["_0", "_1"]), ([[1, 2], [3]], ["_0", "_1"]), ([1, 2, 3], [""]), ("abc", [""]), (["a"], [""])],
+    ids=str,
+)
+def test_every_prompt_of_a_batch_is_aborted_by_the_name_sglang_gives_it(gateway, engine, prompt, suffixes):
+    engine.script = Script(pause=30)
+    with send(gateway, "/v1/completions", prompt=prompt, n=2):
+        wait_until(lambda: engine.bodies)
+    wait_until(lambda: gateway.value("lychee_requests_in_flight") == 0)
+    assert [name for name, _ in engine.aborts] == [engine.bodies[0]["rid"] + suffix for suffix in suffixes]
+
+
+def test_leaving_while_the_body_is_sent(gateway, engine):
+    with socket.create_connection(("127.0.0.1", gateway.server.port)) as connection:
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        connection.sendall(head + b"content-length: 1000\r\n\r\n{")
+        wait_until(lambda: gateway.value("lychee_requests_in_flight") == 1)
+    wait_until(lambda: gateway.value("lychee_requests_in_flight") == 0)
+    assert gateway.total("lychee_requests_total", route="/v1/chat/completions", status="499") == 1
+    assert engine.bodies == []
+
+
+def test_finished_requests_are_not_aborted(gateway, engine):
+    assert gateway.chat().status_code == 200
+    assert gateway.chat(stream=True).content.endswith(DONE)
+    assert engine.aborts == []
+    assert left(gateway) == 0
+
+
+def test_client_that_stops_reading_is_let_go(running, start_gateway):
+    gateway = start_gateway(stream_idle_timeout=0.5)
+    flood = chat_events()[1] * 4000  # more than all socket buffers on the way hold
+    running.engine.script = Script(events=[flood] * 40)
+    with send(gateway, stream=True):
+        wait_until(lambda: running.engine.aborts)
+    assert left(gateway) == 1
+
+
+def test_a_place_is_free_again_when_its_client_has_left(running, start_gateway):
+    gateway = start_gateway(max_concurrency=1)
+    running.engine.script = Script(gate=threading.Event())
+    with send(gateway):
+        wait_until(lambda: running.engine.bodies)
+        assert gateway.chat().status_code == 429
+    wait_until(lambda: gateway.value("lychee_requests_in_flight") == 0)
+    running.engine.script = Script()
+    assert gateway.chat().status_code == 200

@@ -1,0 +1,70 @@
+"""The tables of server/README.md are held to the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from lychee_server.app import create_app
+from lychee_server.metrics import GatewayMetrics
+from lychee_server.schemas import EngineSummary, PlanInfo
+from lychee_server.settings import Settings
+from tests.gateway.scripted_engine import SUMMARY
+
+README = Path(__file__).parents[2] / "server" / "README.md"
+
+
+def table(heading: str) -> list[list[str]]:
+    """Return the rows of the first table under a heading, without code marks."""
+    section = re.split(r"^## ", README.read_text(), flags=re.MULTILINE)
+    (text,) = [part for part in section if part.startswith(f"{heading}\n")]
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
+
+
+def default_of(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def test_endpoints():
+    served = {
+        (method.upper(), path)
+        for path, operations in create_app(Settings()).openapi()["paths"].items()
+        for method in operations
+    }
+    assert {(method, path.strip("`")) for method, path, _ in table("Endpoints")} == {*served, ("GET", "/docs")}
+
+
+def test_settings():
+    assert table("Settings") == [
+        [f"`{name}`", f"`{default_of(field.default)}`", field.description]
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def everything_happened() -> CollectorRegistry:
+    """Return a registry on which every event was reported once, so that every label shows."""
+    registry = CollectorRegistry()
+    metrics = GatewayMetrics(registry)
+    metrics.request_counted("other", 200)
+    metrics.summary(EngineSummary(**{**SUMMARY, "dense_fallback": "dense_below"}), "default")
+    metrics.engine_ready(PlanInfo(name="a", method="b", heuristic=False))
+    return registry
+
+
+def test_metrics():
+    exported = []
+    for family in everything_happened().collect():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = {key for sample in family.samples for key in sample.labels} - {"le"}
+        shown = ", ".join(f"`{label}`" for label in sorted(labels))
+        exported.append([f"`{name}`", family.type, shown, family.documentation])
+    assert table("Metrics") == exported
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (README.parent / "lychee_server").glob("*.py")))
+def test_every_module_is_on_the_map(name):
+    assert name == "__init__.py" or f"`{name}`" in README.read_text().split("## Modules")[1]
