@@ -170,14 +170,15 @@ def _convert_in_child(source: Path, making: Path, lock: int, progress: Progress)
     command = [sys.executable, "-P", "-m", "lychee_sgl.models.convert", str(source), str(making)]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, pass_fds=(lock,))
-        try:
-            assert child.stdout is not None  # because of PIPE
-            for line in child.stdout:
-                progress(f"unpacking {MODEL_NAME}: {line.rstrip()}")
-            status = child.wait()
-        finally:
-            child.kill()
-            child.wait()
+        with child:
+            try:
+                assert child.stdout is not None  # because of PIPE
+                for line in child.stdout:
+                    progress(f"unpacking {MODEL_NAME}: {line.rstrip()}")
+                status = child.wait()
+            except BaseException:  # Ctrl-C above all: the conversion must not go on alone
+                child.kill()
+                raise
         if status != 0:
             errors.seek(0)
             lines = errors.read().strip().splitlines() or [f"exit status {status}"]

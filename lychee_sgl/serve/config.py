@@ -18,7 +18,8 @@ ENGINE_HOST: Final = "127.0.0.1"
 CPU_MAX_TOTAL_TOKENS: Final = 32_768
 # Seconds of silence after which SGLang takes a forward pass for hung; a long prefill on a CPU is not.
 CPU_WATCHDOG_SECONDS: Final = 3600
-GATEWAY_STOP_SECONDS: Final = 35.0  # its own drain takes up to 30
+GATEWAY_DRAIN_SECONDS: Final = 30.0  # the gateway's own default
+GATEWAY_STOP_MARGIN: Final = 10.0  # what it may need beyond its drain
 ENGINE_STOP_SECONDS: Final = 20.0
 # SGLang's flags that the launcher sets itself, and the option to use in their place.
 OWNED_FLAGS: Final = {
@@ -169,8 +170,15 @@ def gateway_service(config: ServeConfig, *, state: Path, environ: Mapping[str, s
         command=(sys.executable, "-P", "-m", "lychee_server", *arguments),
         environment={**environ, "PYTHONUNBUFFERED": "1"},
         log=state / "gateway.log",
-        stop_grace=GATEWAY_STOP_SECONDS,
+        stop_grace=_drain_seconds(environ) + GATEWAY_STOP_MARGIN,
     )
+
+
+def _drain_seconds(environ: Mapping[str, str]) -> float:
+    try:
+        return float(environ.get("LYCHEE_GATEWAY_DRAIN_TIMEOUT") or GATEWAY_DRAIN_SECONDS)
+    except ValueError:
+        return GATEWAY_DRAIN_SECONDS  # the gateway itself refuses the value, in its own words
 
 
 def state_folder(port: int, environ: Mapping[str, str]) -> Path:

@@ -1,0 +1,148 @@
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lychee_sgl.config import ConfigError
+from lychee_sgl.serve.config import (
+    ServeConfig,
+    current_environment,
+    engine_service,
+    gateway_service,
+    prepare_state,
+    state_folder,
+)
+
+
+def engine(config: ServeConfig, *, accelerator: bool = False, **environ: str) -> Any:
+    return engine_service(config, "some/model", "Nice", accelerator=accelerator, state=Path("/s"), environ=environ)
+
+
+def flags(command: tuple[str, ...]) -> dict[str, str]:
+    return {word: following for word, following in zip(command, command[1:], strict=False) if word.startswith("--")}
+
+
+def test_engine_on_a_cpu() -> None:
+    spec = engine(ServeConfig(engine_port=9001, dense_below=0, recall_every=7), HOME="/home/me")
+    assert spec.command[:4] == (sys.executable, "-P", "-m", "sglang.launch_server")
+    given = flags(spec.command)
+    assert given["--model-path"] == "some/model"
+    assert given["--served-model-name"] == "Nice"
+    assert given["--attention-backend"] == "lychee"
+    assert (given["--host"], given["--port"]) == ("127.0.0.1", "9001")
+    assert given["--max-total-tokens"] == "32768"
+    assert {"--enable-metrics", "--sleep-on-idle", "--watchdog-timeout"} <= set(spec.command)
+    assert spec.environment == {
+        "HOME": "/home/me",
+        "PYTHONUNBUFFERED": "1",
+        "LYCHEE_DENSE_BELOW": "0",
+        "LYCHEE_RECALL_EVERY": "7",
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+    assert spec.log == Path("/s/engine.log")
+
+
+def test_engine_on_a_gpu_keeps_sglangs_choices() -> None:
+    spec = engine(ServeConfig(), accelerator=True)
+    assert not {"--max-total-tokens", "--sleep-on-idle", "--watchdog-timeout"} & set(spec.command)
+    assert "OMP_NUM_THREADS" not in spec.environment
+
+
+def test_options_win_over_the_environment_and_further_arguments_come_last() -> None:
+    config = ServeConfig(max_total_tokens=5000, recall_every=1, engine_args=("--tp", "2"))
+    spec = engine(config, LYCHEE_RECALL_EVERY="64", LYCHEE_DENSE_BELOW="10")
+    assert flags(spec.command)["--max-total-tokens"] == "5000"
+    assert spec.command[-2:] == ("--tp", "2")
+    assert spec.environment["LYCHEE_RECALL_EVERY"] == "1"
+    assert spec.environment["LYCHEE_DENSE_BELOW"] == "10"
+
+
+def test_heads_reach_the_engine_as_an_absolute_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert engine(ServeConfig(heads=Path("plan.json"))).environment["LYCHEE_HEADS"] == str(tmp_path / "plan.json")
+
+
+def test_gateway() -> None:
+    config = ServeConfig(host="0.0.0.0", port=9000, engine_port=9005)
+    spec = gateway_service(config, state=Path("/s"), environ={"LYCHEE_GATEWAY_DRAIN_TIMEOUT": "120"})
+    assert spec.command[:4] == (sys.executable, "-P", "-m", "lychee_server")
+    given = flags(spec.command)
+    assert given["--engine-url"] == "http://127.0.0.1:9005"
+    assert (given["--host"], given["--port"]) == ("0.0.0.0", "9000")
+    assert spec.stop_grace == 130.0
+    assert config.gateway_url == "http://127.0.0.1:9000"
+
+
+@pytest.mark.parametrize("timeout", ["", "soon"])
+def test_gateway_grace_without_a_usable_drain_timeout(timeout: str) -> None:
+    spec = gateway_service(ServeConfig(), state=Path("/s"), environ={"LYCHEE_GATEWAY_DRAIN_TIMEOUT": timeout})
+    assert spec.stop_grace == 40.0
+
+
+@pytest.mark.parametrize(
+    ("config", "environ", "message"),
+    [
+        (ServeConfig(port=9, engine_port=9), {}, "--port and --engine-port are both 9"),
+        (ServeConfig(engine_args=("--port", "1")), {}, "--engine-arg --port is set by the launcher"),
+        (ServeConfig(engine_args=("--model-path=x",)), {}, "--engine-arg --model-path is set by the launcher"),
+        (ServeConfig(model="./missing"), {}, "--model ./missing: there is no such folder"),
+        (ServeConfig(model="a/b/c"), {}, "--model a/b/c: there is no such folder"),
+        (ServeConfig(heads=Path("missing.json")), {}, "--heads: .*missing.json"),
+        (ServeConfig(), {"LYCHEE_HEADS": "missing.json"}, "LYCHEE_HEADS: .*missing.json"),
+        (ServeConfig(), {"LYCHEE_RECALL_EVERY": "-1"}, "LYCHEE_RECALL_EVERY is '-1'"),
+    ],
+)
+def test_refusals(config: ServeConfig, environ: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config.check(environ)
+
+
+def test_model_folder_needs_a_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has no config\.json"):
+        ServeConfig(model=str(tmp_path)).check({})
+    (tmp_path / "config.json").write_text("{}")
+    ServeConfig(model=str(tmp_path)).check({})
+    ServeConfig(model="HuggingFaceTB/SmolLM2-135M-Instruct").check({})
+
+
+def test_malformed_plan_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"schema": "something else"}))
+    with pytest.raises(ConfigError, match=r"--heads: .*plan\.json"):
+        ServeConfig(heads=plan).check({})
+
+
+def test_logs_of_the_run_before_are_kept_once(tmp_path: Path) -> None:
+    folder = state_folder(8123, {"XDG_STATE_HOME": str(tmp_path)})
+    assert folder == tmp_path / "lychee-sgl" / "8123"
+    for text in ("first", "second"):
+        prepare_state(folder)
+        assert not (folder / "engine.log").exists()
+        (folder / "engine.log").write_text(text)
+    assert (folder / "engine.log.1").read_text() == "first"
+
+
+def test_state_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="XDG_STATE_HOME"):
+        prepare_state(tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"LC_ALL": "POSIX"}, "C.UTF-8"),
+        ({}, "C.UTF-8"),
+        ({"LANG": "de_DE.UTF-8"}, None),
+        ({"LC_ALL": "C.utf8"}, "C.utf8"),
+    ],
+)
+def test_children_speak_utf8(monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: str | None) -> None:
+    for name in ("LC_ALL", "LC_CTYPE", "LANG"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert current_environment().get("LC_ALL") == expected
