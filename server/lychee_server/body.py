@@ -13,7 +13,6 @@ from lychee_server.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaT
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from lychee_server.health import EngineInfo
     from lychee_server.schemas import LycheeRequest
 
 
@@ -94,21 +93,20 @@ def _json_type(value: object) -> str:
             return "array"
 
 
-def prepare(body: dict[str, Any], engine: EngineInfo, required: str) -> Completion:
+def prepare(body: dict[str, Any], context_window: int, required: str) -> Completion:
     """Check a completion's body and write the one for the engine.
 
     Our field becomes `custom_params`, `rid` becomes a name of our own; the rest stays as the caller wrote it.
 
     Args:
         body: the caller's, parsed; not changed.
-        engine: what is known of the engine.
+        context_window: the engine's, in tokens.
         required: the field that carries the input, `messages` or `prompt`.
 
     Raises:
         InvalidRequest: names the field, the value and what is allowed.
     """
-    default_mode = engine.sparsity.defaults.mode if engine.sparsity else "topk"
-    asked = parse_lychee(body.get("lychee"), context_window=engine.context_window, default_mode=default_mode)
+    asked = parse_lychee(body.get("lychee"), context_window=context_window)
     _check_input(body, required)
     stream = body.get("stream")
     if stream is not None and not isinstance(stream, bool):

@@ -17,13 +17,12 @@ _KEYS = tuple(LycheeRequest.model_fields)
 _SHOWN_CHARACTERS = 80
 
 
-def parse_lychee(raw: object, *, context_window: int, default_mode: str) -> LycheeRequest:
+def parse_lychee(raw: object, *, context_window: int) -> LycheeRequest:
     """Check a body's `lychee` value; null, at any place, means "not given".
 
     Args:
         raw: the parsed JSON value.
         context_window: largest budget, in tokens.
-        default_mode: the mode of a request that names none; decides whether a lone `value` makes sense.
 
     Raises:
         InvalidRequest: names the field, the value and what is allowed.
@@ -38,7 +37,7 @@ def parse_lychee(raw: object, *, context_window: int, default_mode: str) -> Lych
             raise InvalidRequest(message, param=f"lychee.{_show(key, quote=False)}", code="unknown_key")
     budget = _budget(raw.get("budget"), context_window)
     mode = _mode(raw.get("mode"), budget)
-    value = _value(raw.get("value"), mode, budget, default_mode)
+    value = _value(raw.get("value"), mode, budget)
     return LycheeRequest(budget=budget, mode=mode, value=value)
 
 
@@ -62,22 +61,21 @@ def _mode(raw: object, budget: object) -> Mode | None:
     return cast("Mode", raw)
 
 
-def _value(raw: object, mode: str | None, budget: object, default_mode: str) -> float | None:
+def _value(raw: object, mode: str | None, budget: object) -> float | None:
     if raw is None:
         if mode in (None, "topk"):
             return None
         raise _refuse("lychee.value", None, f'{_range_of(mode)} (mode "{mode}" needs it)')
     if budget == "dense":
         raise _refuse("lychee.value", raw, 'no value with the budget "dense", which reads everything')
-    effective = mode or default_mode
-    if effective == "topk":
-        raise _refuse("lychee.value", raw, 'no value with the mode "topk"' + ("" if mode else " (the default)"))
-    if isinstance(raw, bool) or not isinstance(raw, int | float) or not _in_range(raw, effective):
-        raise _refuse("lychee.value", raw, f'{_range_of(effective)} (mode "{effective}")')
+    if mode in (None, "topk"):
+        raise _refuse("lychee.value", raw, 'no value with the mode "topk"' + ("" if mode else ", which is in force"))
+    if isinstance(raw, bool) or not isinstance(raw, int | float) or not _in_range(raw, mode):
+        raise _refuse("lychee.value", raw, f'{_range_of(mode)} (mode "{mode}")')
     return float(raw)
 
 
-def _in_range(value: float, mode: str) -> bool:
+def _in_range(value: float, mode: str | None) -> bool:
     return 0 < value < 1 or (value == 1 and mode != "threshold")
 
 
@@ -148,11 +146,16 @@ def answer_of(asked: LycheeRequest, summary: EngineSummary) -> LycheeAnswer:
 
 
 def headers_before(asked: LycheeRequest, defaults: PlanDefaults) -> dict[str, str]:
-    """Return the `x-lychee-*` headers that are known before the engine has finished (streams)."""
-    mode = asked.mode or defaults.mode
+    """Return the `x-lychee-*` headers that are known before the engine has finished (streams).
+
+    A request that asks for anything gets what it asks for; the plan's defaults fill in as the engine does it.
+    """
     budget: object = asked.budget
-    if budget is None and asked.mode in (None, "topk"):
-        budget = defaults.budget
+    mode = asked.mode or "topk"
+    if asked == LycheeRequest():
+        budget, mode = defaults.budget, defaults.mode
+    elif budget is None and mode == "topk":
+        budget = defaults.budget if defaults.mode == "topk" else "auto"
     known = {
         "x-lychee-budget": budget,
         "x-lychee-mode": None if budget == "dense" else mode,

@@ -92,7 +92,6 @@ class EngineAnswer(Response):
                 await self._first_of(self._work(scope, receive, send), receive)
             except _ClientGone:
                 self._record.status = CLIENT_GONE
-                self._gateway.metrics.client_left()
             except GatewayError as error:
                 unreachable = isinstance(error, EngineUnreachable)
                 self._gateway.monitor.report(error)

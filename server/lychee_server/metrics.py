@@ -184,7 +184,7 @@ class GatewayMetrics:
         if summary.attended_fraction is not None:
             self._fraction.observe(summary.attended_fraction)
         if summary.queue_seconds is not None:
-            self._queue_time.observe(summary.queue_seconds)
+            self._queue_time.observe(max(0.0, summary.queue_seconds))
         if summary.dense_fallback is not None:
             known = summary.dense_fallback in FALLBACK_REASONS
             self._fallbacks.labels(summary.dense_fallback if known else OTHER).inc()

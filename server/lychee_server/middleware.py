@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
 
+from lychee_server.errors import CLIENT_GONE
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -84,6 +86,8 @@ class RequestMiddleware:
     def _note(self, method: str, path: str, record: RequestRecord, status: int) -> None:
         if path not in _PROBES:
             self._metrics.request_counted(_route(path), status)
+        if status == CLIENT_GONE:
+            self._metrics.client_left()
         log.log(
             self._level,
             "request",

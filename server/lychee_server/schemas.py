@@ -10,7 +10,7 @@ Mode = Literal["topk", "ratio", "threshold", "top_p"]
 Budget = int | Literal["dense", "auto"]
 Reason = Literal["request", "auto", "default", "dense_below"]
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -50,15 +50,15 @@ class EngineSummary(BaseModel):
 
     budget: int | Literal["dense"] | None
     mode: str | None
-    context_tokens: Count
+    context_tokens: Count  # prompt and answer; of several choices, the longest
     attended_tokens: Count
     dense_tokens: Count
     decode_steps: Count
     sparse_steps: Count
-    attended_fraction: Share | None
-    recall: Share | None
+    attended_fraction: Finite | None
+    recall: Finite | None
     dense_fallback: str | None
-    queue_seconds: Annotated[float, Field(ge=0)] | None
+    queue_seconds: Finite | None
 
 
 class PlanInfo(BaseModel):
@@ -74,7 +74,6 @@ class PlanDefaults(BaseModel):
 
     budget: Budget | None
     mode: Mode
-    value: float | None = None
 
 
 class SparsityInfo(BaseModel):

@@ -96,8 +96,8 @@ class AnswerTally:
         """Return prompt and generated tokens.
 
         From the usage where the answer has one. Else from the summary: every token but a choice's first took a
-        decode step, and the context at the end is the prompt and one token for each step. For several choices the
-        summary does not tell how long the prompts were.
+        decode step, and the rest of the context is the prompt. The context is that of the longest choice: for
+        several choices it does not tell how long the prompts were.
         """
         if isinstance(self._usage, dict):
             prompt, generated = self._usage.get("prompt_tokens"), self._usage.get("completion_tokens")
@@ -105,9 +105,10 @@ class AnswerTally:
                 return prompt, generated
         if self._summary is None:
             return None
-        choices, steps = self._completion.choices, self._summary.decode_steps
-        prompt = max(0, self._summary.context_tokens - steps) if choices == 1 else 0
-        return prompt, steps + choices
+        choices = self._completion.choices
+        generated = self._summary.decode_steps + choices
+        prompt = max(0, self._summary.context_tokens - generated) if choices == 1 else 0
+        return prompt, generated
 
 
 def _choices_with_output(choices: object) -> list[int]:

@@ -45,7 +45,7 @@ SUMMARY = {
     "budget": 512,
     "mode": "topk",
     "value": None,
-    "context_tokens": 1003,
+    "context_tokens": 1004,
     "attended_tokens": 600,
     "dense_tokens": 1000,
     "decode_steps": 3,

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from lychee_server.budget import answer_of, asked_reason, headers_after, merge_custom_params, parse_lychee
+from lychee_server.budget import (
+    answer_of,
+    asked_reason,
+    headers_after,
+    headers_before,
+    merge_custom_params,
+    parse_lychee,
+)
 from lychee_server.errors import InvalidRequest
-from lychee_server.schemas import EngineSummary, LycheeRequest
+from lychee_server.schemas import EngineSummary, LycheeRequest, PlanDefaults
 from tests.gateway.scripted_engine import SUMMARY
 
 
-def parse(raw, default_mode="topk"):
-    return parse_lychee(raw, context_window=8192, default_mode=default_mode)
+def parse(raw):
+    return parse_lychee(raw, context_window=8192)
 
 
 @pytest.mark.parametrize(
@@ -34,12 +41,6 @@ def parse(raw, default_mode="topk"):
 )
 def test_accepted(raw, params):
     assert merge_custom_params(None, parse(raw)) == params
-
-
-def test_value_alone_is_for_the_default_mode():
-    assert parse({"value": 0.3}, default_mode="ratio") == LycheeRequest(value=0.3)
-    with pytest.raises(InvalidRequest, match=r"lychee.value is 1.0; allowed: a number above 0 and below 1 \("):
-        parse({"value": 1.0}, default_mode="threshold")
 
 
 BUDGETS = 'an integer from 1 to 8192 (the context window), "dense", "auto"'
@@ -108,7 +109,7 @@ SHARE = "a number above 0 and up to 1"
         (
             {"value": 0.5},
             "lychee.value",
-            'lychee.value is 0.5; allowed: no value with the mode "topk" (the default)',
+            'lychee.value is 0.5; allowed: no value with the mode "topk", which is in force',
         ),
         (
             {"value": 0.5, "budget": "dense"},
@@ -212,5 +213,23 @@ def test_headers_leave_out_what_there_is_not():
         "x-lychee-mode": "ratio",
         "x-lychee-reason": "request",
         "x-lychee-attended-fraction": "0.6",
-        "x-lychee-context-tokens": "1003",
+        "x-lychee-context-tokens": "1004",
     }
+
+
+@pytest.mark.parametrize(
+    ("asked", "budget", "mode"),
+    [
+        ("nothing", None, "ratio"),
+        ("number", "512", "topk"),
+        ("mode", None, "ratio"),
+        ("topk", "auto", "topk"),
+        ("dense", "dense", None),
+        ("auto_with_mode", "auto", "top_p"),
+    ],
+)
+def test_headers_of_a_stream_when_the_plans_default_is_a_ratio(asked, budget, mode):
+    """Only a request that asks for nothing gets the plan's mode; topk without a number is then automatic."""
+    request = LycheeRequest(mode="topk") if asked == "topk" else ASKED[asked]
+    headers = headers_before(request, PlanDefaults(budget=None, mode="ratio"))
+    assert (headers.get("x-lychee-budget"), headers.get("x-lychee-mode")) == (budget, mode)

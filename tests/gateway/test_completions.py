@@ -26,7 +26,7 @@ REDUCED = {
     "budget": 512,
     "mode": "topk",
     "reason": "request",
-    "context_tokens": 1003,
+    "context_tokens": 1004,
     "attended_fraction": 0.6,
     "recall": 0.97,
     "dense_fallback": None,
@@ -50,7 +50,7 @@ def test_chat_with_a_budget(gateway, engine):
         "x-lychee-reason": "request",
         "x-lychee-attended-fraction": "0.6",
         "x-lychee-recall": "0.97",
-        "x-lychee-context-tokens": "1003",
+        "x-lychee-context-tokens": "1004",
     }
 
 

@@ -75,6 +75,7 @@ def test_leaving_while_the_body_is_sent(gateway, engine):
         wait_until(lambda: gateway.value("lychee_requests_in_flight") == 1)
     wait_until(lambda: gateway.value("lychee_requests_in_flight") == 0)
     assert gateway.total("lychee_requests_total", route="/v1/chat/completions", status="499") == 1
+    assert left(gateway) == 1
     assert engine.bodies == []
 
 

@@ -125,7 +125,7 @@ def test_tokens_of_several_choices_without_usage():
     """The summary adds up the choices' steps; how long the prompts were cannot be told from it."""
     registry = CollectorRegistry()
     answer = tally(registry, choices=2)
-    for event in chat_events({**SUMMARY, "decode_steps": 6, "context_tokens": 2006}):
+    for event in chat_events({**SUMMARY, "decode_steps": 6, "context_tokens": 1004}):
         answer.event(event)
     answer.finish()
     assert registry.get_sample_value("lychee_generation_tokens_total") == 8

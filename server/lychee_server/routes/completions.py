@@ -36,6 +36,6 @@ async def _forward(request: Request, path: str, required: str) -> Response:
     record: RequestRecord = request.state.record
     engine = gateway.monitor.require()
     body = await read_json_object(request, gateway.settings.max_body_bytes)
-    completion = prepare(body, engine, required)
+    completion = prepare(body, engine.context_window, required)
     trace = {name: request.headers[name] for name in _TRACE_HEADERS if name in request.headers}
     return EngineAnswer(gateway, engine, completion, path, trace, record)
