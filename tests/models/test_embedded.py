@@ -11,7 +11,10 @@ import pytest
 from lychee_sgl.models import embedded, manifest
 from lychee_sgl.models.manifest import MANIFEST_NAME, describe, find_fault, sha256_of
 
-MAKE = "from lychee_sgl.models.embedded import ensure_unpacked; print(ensure_unpacked(lambda line: print(line, flush=True)))"
+MAKE = """
+from lychee_sgl.models.embedded import ensure_unpacked
+print(ensure_unpacked(lambda line: print(line, flush=True)))
+"""
 
 
 @pytest.fixture

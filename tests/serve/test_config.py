@@ -1,5 +1,6 @@
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ def engine(config: ServeConfig, *, accelerator: bool = False, **environ: str) ->
 
 
 def flags(command: tuple[str, ...]) -> dict[str, str]:
-    return {word: following for word, following in zip(command, command[1:], strict=False) if word.startswith("--")}
+    return {word: following for word, following in pairwise(command) if word.startswith("--")}
 
 
 def test_engine_on_a_cpu() -> None:
-    spec = engine(ServeConfig(engine_port=9001, dense_below=0, recall_every=7), HOME="/home/me")
+    spec = engine(ServeConfig(engine_port=9001, dense_below=0, recall_every=7), HOME="/h")
     assert spec.command[:4] == (sys.executable, "-P", "-m", "sglang.launch_server")
     given = flags(spec.command)
     assert given["--model-path"] == "some/model"
@@ -35,7 +36,7 @@ def test_engine_on_a_cpu() -> None:
     assert given["--max-total-tokens"] == "32768"
     assert {"--enable-metrics", "--sleep-on-idle", "--watchdog-timeout"} <= set(spec.command)
     assert spec.environment == {
-        "HOME": "/home/me",
+        "HOME": "/h",
         "PYTHONUNBUFFERED": "1",
         "LYCHEE_DENSE_BELOW": "0",
         "LYCHEE_RECALL_EVERY": "7",

@@ -4,7 +4,6 @@ import importlib.metadata
 import json
 import shlex
 import socket
-from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 
@@ -156,9 +155,8 @@ def test_masked_plug_ins_are_named(environ: dict[str, str], accelerator: bool, m
 
 
 @pytest.fixture
-def no_entry_points(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "entry_points", lambda **_: importlib.metadata.EntryPoints())
-    yield
 
 
 @pytest.mark.usefixtures("no_entry_points")
