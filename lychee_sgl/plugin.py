@@ -1,4 +1,4 @@
-"""What SGLang's plug-in loader calls. It only logs what is raised here: the backend's factory checks that all took hold."""
+"""What SGLang's plug-in loader calls. It only logs what is raised here: the backend's factory checks what took hold."""
 
 from __future__ import annotations
 

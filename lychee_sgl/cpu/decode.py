@@ -34,8 +34,8 @@ def hybrid_decode(
 ) -> HybridDecode:
     """Does what `lychee_kernels.hybrid_decode` defines; see there for shapes.
 
-    Scores, softmax and sums are float32, whatever the pool holds. A set's capacity must hold the largest bound among the
-    rows. Behind a set's count its old content stays (the count is what says how far to read).
+    Scores, softmax and sums are float32, whatever the pool holds. A set's capacity must hold the largest bound among
+    the rows. Behind a set's count its old content stays (the count is what says how far to read).
 
     Raises:
         TypeError: the pool is neither bfloat16 nor float32.

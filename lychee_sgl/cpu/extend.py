@@ -1,8 +1,8 @@
 """Dense attention of new tokens over prefix and themselves on the CPU, each part computed once.
 
-SGLang's own CPU backend pads the new queries to the whole context and so computes the prefix's attention again. Here the
-new tokens attend to the prefix without a mask and to themselves with a causal one, and the two parts are merged by their
-log-sum-exp: the work is that of the new tokens alone.
+SGLang's own CPU backend pads the new queries to the whole context and so computes the prefix's attention again. Here
+the new tokens attend to the prefix without a mask and to themselves with a causal one, and the two parts are merged by
+their log-sum-exp: the work is that of the new tokens alone.
 """
 
 from __future__ import annotations

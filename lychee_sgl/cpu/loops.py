@@ -1,4 +1,4 @@
-"""The CPU's decode layer as compiled loops (numba): what `lychee_kernels.hybrid_decode` defines, read once from the pool.
+"""The CPU's decode layer as compiled loops (numba): what `lychee_kernels.hybrid_decode` defines, the pool read once.
 
 Legend: B rows, H KV heads, G query heads of a group, D head size, R roots, C capacity. bfloat16 comes in as its bits
 (uint16), which are the upper half of a float32. G and D are compile-time constants: the inner loops then unroll and

@@ -12,8 +12,8 @@ from sglang.srt.platforms.interface import SRTPlatform
 class LycheeCpuPlatform(CpuDeviceMixin, SRTPlatform):
     """Runs stock SGLang on the CPU.
 
-    SGLang's in-tree CPU platform needs `sgl_kernel`, whose wheel needs a CUDA driver; an out-of-tree one takes the torch
-    implementations everywhere ("native").
+    SGLang's in-tree CPU platform needs `sgl_kernel`, whose wheel needs a CUDA driver; an out-of-tree one takes the
+    torch implementations everywhere ("native").
     """
 
     _enum = PlatformEnum.OOT

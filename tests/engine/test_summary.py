@@ -1,0 +1,59 @@
+"""What an answer says of itself, added up by hand."""
+
+from lychee_kernels.layout import Mode
+from lychee_sgl.backend.request import DENSE, RowSpec
+from lychee_sgl.backend.rows import Fallback
+from lychee_sgl.backend.summary import Step, summarise
+
+SPARSE = RowSpec(mode=Mode.TOPK, budget=10, value=0.0, sinks=1, recent=1)
+
+
+def step(attended: int, fallback: int = 0, budget: int = 10, recall: float | None = None) -> tuple[object, ...]:
+    return tuple(Step(attended, 100, fallback, budget, 25, recall))
+
+
+def test_increments_are_added_and_the_prefills_token_counts_in_nothing() -> None:
+    got = summarise([[None, step(40, recall=0.9), step(50), step(30, recall=0.7)]], SPARSE, 29, 0.25)
+    assert got == {
+        "budget": 10,
+        "mode": "topk",
+        "value": None,
+        "context_tokens": 29,
+        "attended_tokens": 120,
+        "dense_tokens": 300,
+        "decode_steps": 3,
+        "sparse_steps": 3,
+        "attended_fraction": 0.4,
+        "recall": 0.8,
+        "recall_steps": 2,
+        "dense_fallback": None,
+        "queue_seconds": 0.25,
+    }
+
+
+def test_fallbacks_are_dense_steps_and_the_last_reason_is_named() -> None:
+    steps = [None, step(100, Fallback.DENSE_BELOW), step(100, Fallback.BUDGET_COVERS_CONTEXT), step(60)]
+    got = summarise([steps], SPARSE, 29)
+    assert (got["decode_steps"], got["sparse_steps"], got["dense_fallback"]) == (3, 1, "budget_covers_context")
+
+
+def test_a_dense_request_has_no_mode_and_no_fallback() -> None:
+    spec = RowSpec(mode=Mode.TOPK, budget=DENSE, value=0.0, sinks=1, recent=1)
+    got = summarise([[None, step(100, budget=DENSE)]], spec, 29)
+    assert (got["budget"], got["mode"], got["sparse_steps"], got["dense_fallback"]) == ("dense", None, 0, None)
+
+
+def test_without_a_decode_step_there_is_no_fraction() -> None:
+    got = summarise([[None]], SPARSE, 29)
+    assert (got["attended_fraction"], got["recall"], got["decode_steps"]) == (None, None, 0)
+
+
+def test_a_mode_without_a_bound_has_no_budget() -> None:
+    spec = RowSpec(mode=Mode.TOP_P, budget=0, value=0.9, sinks=1, recent=1)
+    got = summarise([[None, step(70)]], spec, 29)
+    assert (got["budget"], got["mode"], got["value"]) == (None, "top_p", 0.9)
+
+
+def test_choices_are_added_together() -> None:
+    got = summarise([[None, step(40, recall=0.5)], [None, step(60, recall=1.0), step(60)]], SPARSE, 29)
+    assert (got["attended_tokens"], got["decode_steps"], got["recall"]) == (160, 3, 0.75)

@@ -1,0 +1,33 @@
+"""Real engines on the embedded model, started once for all tests of this folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lychee_sgl.serve.solo import solo_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from client import Client
+
+
+@pytest.fixture(scope="session")
+def lychee(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """Our backend with the default plan, sparse from the first decode step on."""
+    state = tmp_path_factory.mktemp("lychee")
+    with solo_engine(state, environ={"LYCHEE_DENSE_BELOW": "0", "LYCHEE_RECALL_EVERY": "4"}) as address:
+        yield Client(address)
+
+
+@pytest.fixture(scope="session")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """SGLang's own CPU backend on the same platform."""
+    with solo_engine(tmp_path_factory.mktemp("stock"), backend="torch_native") as address:
+        yield Client(address)

@@ -1,0 +1,180 @@
+"""Dense means stock's tokens, budgets mean what they say, and rows of a batch do not see each other."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from client import Answer, Client, first_difference, near_tie, noise
+from prompts import passage
+
+if TYPE_CHECKING:
+    from lychee_sgl.heads.plan import HeadPlan
+
+pytestmark = pytest.mark.engine
+
+logger = logging.getLogger(__name__)
+
+LENGTHS = [3, 5, 9, 17, 33, 48, 64, 80, 97, 111, 128, 150, 177, 200, 233, 256, 301, 350, 420, 512]
+BUDGETS = ["dense", 2048, 512, 256]
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    return [passage(length, seed=length) for length in LENGTHS]
+
+
+@pytest.fixture(scope="module")
+def stock_answers(stock: Client, prompts: list[list[int]]) -> tuple[list[Answer], float]:
+    """Stock's answers, and how far stock is from itself when a prompt is chunked or batched otherwise."""
+    alone, largest = [], 0.0
+    for i, prompt in enumerate(prompts):
+        stock.flush()
+        alone.append(stock.generate(prompt))
+        if i % 5 == 4:  # a few are enough to see the noise; each costs seconds
+            stock.flush()
+            stock.generate(prompt[: len(prompt) // 2 + 1], tokens=1)
+            largest = max(largest, noise(alone[-1], stock.generate(prompt)))
+    stock.flush()
+    batched = stock.together([{"prompt": prompt} for prompt in prompts[::4]])
+    return alone, max(largest, *(noise(a, b) for a, b in zip(alone[::4], batched, strict=True)))
+
+
+@pytest.mark.parametrize("budget", ["dense", 8192], ids=str)
+def test_dense_and_a_budget_beyond_the_context_give_stocks_tokens(
+    lychee: Client, prompts: list[list[int]], stock_answers: tuple[list[Answer], float], budget: object, record_property
+) -> None:
+    answers, allowed = stock_answers
+    lychee.flush()
+    ours = [lychee.generate(prompt, budget=budget) for prompt in prompts]
+    judged = [near_tie(a, b, allowed) for a, b in zip(answers, ours, strict=True)]
+    ties = [j for j in judged if j is not None]
+    record_property("near_ties", len(ties))
+    record_property("stock_noise", allowed)
+    logger.info(
+        "budget %s: %d near ties of %d, gaps %s, noise of stock %.3f", budget, len(ties), len(prompts), ties, allowed
+    )
+    assert all(is_tie for is_tie, _ in ties), (ties, allowed)
+    assert all(answer.attended_fraction == 1 for answer in ours)
+
+
+def expected_fraction(plan: HeadPlan, prompt: int, tokens: int, budget: object) -> float:
+    """Counts, step by step, what retrieval and sparse heads read."""
+    retrieval, heads = plan.retrieval_count, plan.head_count
+    read = total = 0
+    for n in range(prompt + 1, prompt + tokens):
+        size = n if budget == "dense" else min(int(str(budget)), n)
+        read += retrieval * n + (heads - retrieval) * size
+        total += heads * n
+    return read / total
+
+
+@pytest.fixture(scope="module")
+def plan(lychee: Client, tmp_path_factory: pytest.TempPathFactory) -> HeadPlan:
+    from lychee_sgl.backend.plans import choose_plan
+    from lychee_sgl.heads.plan import ModelShape
+    from lychee_sgl.models.embedded import ensure_unpacked
+
+    folder = ensure_unpacked(lambda _: None)
+    shape = ModelShape.from_config(json.loads((folder / "config.json").read_text()), name=str(folder))
+    return choose_plan(None, shape).plan
+
+
+def check_mixed_batch(lychee: Client, plan: HeadPlan, allowed: float) -> None:
+    docs = [passage(2600 + 37 * i, seed=900 + i) for i in range(4)]
+    calls = [{"prompt": d, "budget": b, "tokens": 24} for d, b in zip(docs, BUDGETS, strict=True)]
+    lychee.flush()
+    alone = [lychee.generate(**call) for call in calls]
+    together = lychee.together(calls)
+    ties = [near_tie(a, b, allowed) for a, b in zip(alone, together, strict=True)]
+    logger.info("mixed batch: first differences %s", ties)
+    assert all(tie is None or tie[0] for tie in ties), (ties, allowed)
+    for call, answers in zip(calls, zip(alone, together, strict=True), strict=True):
+        for answer in answers:
+            expected = expected_fraction(plan, len(call["prompt"]), 24, call["budget"])
+            assert answer.attended_fraction == pytest.approx(expected, rel=1e-12)
+    sparse = [answer for call, answer in zip(calls, together, strict=True) if call["budget"] != "dense"]
+    for answer in sparse:
+        recalls = [step[5] for step in answer.steps]
+        assert [i for i, recall in enumerate(recalls) if recall is not None] == list(range(0, 23, 4))
+        assert all(0 < recall <= 1 + 1e-9 for recall in recalls if recall is not None)
+
+
+def test_one_batch_with_four_budgets_before_and_after_200_other_requests(
+    lychee: Client, plan: HeadPlan, stock_answers: tuple[list[Answer], float]
+) -> None:
+    allowed = stock_answers[1]
+    check_mixed_batch(lychee, plan, allowed)
+    churn(lychee, 200)
+    check_mixed_batch(lychee, plan, allowed)
+
+
+def churn(lychee: Client, count: int) -> None:
+    """Sends requests that share prefixes, with random budgets, and breaks off a quarter of them."""
+    rng = random.Random(7)
+    shared = [passage(150, seed=i) for i in range(4)]
+
+    def one(i: int) -> str:
+        prompt = rng.choice(shared) + passage(rng.randrange(1, 60), seed=1000 + i)
+        budget = rng.choice(["dense", "auto", 1, 7, 40, 100, 180, 8192])
+        body = {
+            "input_ids": prompt,
+            "sampling_params": {"max_new_tokens": rng.randrange(1, 12), "custom_params": {"lychee_budget": budget}},
+        }
+        if i % 4:
+            httpx.post(f"{lychee.address}/generate", json=body, timeout=600).raise_for_status()
+            return "answered"
+        body["stream"] = True
+        with httpx.stream("POST", f"{lychee.address}/generate", json=body, timeout=600) as response:
+            next(response.iter_lines())
+            return "broken off"
+
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(one, range(count)))
+    assert len(outcomes) == count
+
+
+def test_the_radix_cache_holds_dense_kv_only(lychee: Client) -> None:
+    prompt = passage(400, seed=77)
+    lychee.flush()
+    sparse = lychee.generate(prompt, budget=100, tokens=40)
+    follow_up = prompt + sparse.tokens
+    after_sparse = lychee.generate(follow_up, budget="dense", tokens=2)
+    assert after_sparse.cached == len(prompt)
+    lychee.flush()
+    dense = lychee.generate(prompt, budget="dense", tokens=40)
+    after_dense = lychee.generate(prompt + dense.tokens, budget=100, tokens=2)
+    assert after_dense.cached > len(prompt) + 30
+
+
+def test_dense_after_sparse_equals_dense_on_an_empty_cache(lychee: Client) -> None:
+    prompt = passage(700, seed=78)
+    lychee.flush()
+    first = lychee.generate(prompt, budget="dense")
+    lychee.flush()
+    lychee.generate(prompt, budget=64)
+    second = lychee.generate(prompt, budget="dense")
+    assert second.cached == len(prompt) - 1
+    # the last prompt token alone is computed again: the same numbers but for the order of sums
+    at = first_difference(first, second)
+    assert at is None or near_tie(first, second, 0.25)[0]
+
+
+def test_everything_is_given_back(lychee: Client) -> None:
+    lychee.flush()
+    assert lychee.metric("sglang:num_running_reqs") == 0
+    assert lychee.metric("sglang:num_used_tokens") == 0
+
+
+@pytest.mark.parametrize("params", [{"lychee_budget": -1}, {"lychee_mode": "best"}, {"lychee_budgets": 3}], ids=str)
+def test_the_engine_itself_refuses_nonsense_and_lives_on(lychee: Client, params: dict[str, object]) -> None:
+    body = {"input_ids": [1, 2, 3], "sampling_params": {"max_new_tokens": 2, "custom_params": params}}
+    response = lychee.http.post("/generate", json=body)
+    assert response.status_code == 400
+    assert next(iter(params)) in response.text
+    assert len(lychee.generate([1, 2, 3], tokens=2).tokens) == 2
