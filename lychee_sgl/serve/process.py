@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 TAIL_BYTES: Final = 256 * 1024
+SHOWN_WIDTH: Final = 300  # of a line of the log; SGLang prints all of its settings in one
 TERMINAL_CODES: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 # The last line of a traceback: a dotted name that ends like an exception's, then its message.
 EXCEPTION_LINE: Final = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Unavailable|Refused|Refusal)\b: \S")
@@ -138,7 +139,8 @@ def meaningful_tail(log: Path, count: int = 8) -> list[str]:
         return []
     written = [line for line in lines if line.strip()]
     errors = [line for line in written if EXCEPTION_LINE.match(line)]
-    return list(dict.fromkeys(errors))[-3:] or written[-count:]
+    chosen = list(dict.fromkeys(errors))[-3:] or written[-count:]
+    return [line if len(line) <= SHOWN_WIDTH else line[:SHOWN_WIDTH] + " ..." for line in chosen]
 
 
 def _clean(line: bytes) -> str:

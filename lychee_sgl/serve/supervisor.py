@@ -143,6 +143,8 @@ class Supervisor:
         log = managed.service.spec.log
         lines = [f"the {managed.name} {describe_status(status)} while it was starting; its log says:"]
         lines += [f"  {line}" for line in meaningful_tail(log)] or ["  (nothing)"]
+        if "SIGKILL" in lines[0]:
+            lines.append("nobody here sent that signal: the system does when memory runs out (`lychee-sgl doctor`)")
         return "\n".join([*lines, f"the whole log: {log}"])
 
     def _schedule_restart(self, managed: _Managed, status: int, now: float) -> None:

@@ -87,6 +87,8 @@ def test_tail_without_an_exception_is_the_last_lines(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("".join(f"line {number}\n\n" for number in range(20)))
     assert meaningful_tail(log, 2) == ["line 18", "line 19"]
+    log.write_text("x" * 1000)
+    assert meaningful_tail(log) == ["x" * 300 + " ..."]
     assert meaningful_tail(tmp_path / "missing") == []
 
 
