@@ -1,0 +1,1 @@
+"""A needle in a long text, asked for at several budgets: what hybrid heads change, seen from outside over HTTP."""
