@@ -32,8 +32,8 @@ serve: $(ENV)/.installed ## start engine and gateway; Ctrl-C stops both
 demo: $(ENV)/.installed ## find a needle in a long text, sparse and dense, on a server that runs
 	@exec $(ENV)/bin/lychee-sgl demo --url http://127.0.0.1:$(PORT) $(ARGS)
 
-bench: $(ENV)/.installed ## measure speed on a server that runs
-	@exec $(ENV)/bin/lychee-sgl bench --url http://127.0.0.1:$(PORT) $(ARGS)
+bench: $(ENV)/.installed ## measure speed against stock SGLang on this machine (ten minutes or so)
+	@exec $(ENV)/bin/lychee-sgl bench cpu $(ARGS)
 
 doctor: $(ENV)/.installed ## say what this machine can run and what is missing
 	@exec $(ENV)/bin/lychee-sgl doctor --port $(PORT) $(ARGS)

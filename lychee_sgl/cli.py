@@ -21,7 +21,7 @@ from lychee_sgl.config import ConfigError
 ROOMS: Final = {
     "heads": ("lychee_sgl.heads.cli", "Show, check and calibrate head plans."),
     "demo": ("lychee_sgl.demo.cli", "Find a needle in a long text on a server that runs, sparse and dense."),
-    "bench": ("lychee_sgl.bench.cli", "Measure the speed of a server that runs."),
+    "bench": ("lychee_sgl.bench.cli", "Measure speed against stock SGLang on this machine."),
 }
 
 app = typer.Typer(

@@ -91,7 +91,7 @@ class LycheeAttnBackend(AttentionBackend):
 
     def support_triton(self) -> bool:
         """SGLang would launch its own Triton kernels for batch bookkeeping; there is no device for them."""
-        return self.device.type != "cpu"
+        return bool(self.device.type != "cpu")
 
     def admit(self, reqs: list[Any]) -> None:
         """Writes the row tables for the requests of an extend batch, before it runs (DESIGN.md 3)."""
@@ -116,7 +116,7 @@ class LycheeAttnBackend(AttentionBackend):
             self._extend = self._begin_extend(forward_batch)
 
     def _slots(self, req_pool_index: int, length: int) -> torch.Tensor:
-        return self.req_to_token_pool.req_to_token[req_pool_index, :length]  # type: ignore[no-any-return]
+        return self.req_to_token_pool.req_to_token[req_pool_index, :length]
 
     def _begin_decode(self, forward_batch: ForwardBatch) -> DecodeStep:
         seq_lens = forward_batch.seq_lens.to(torch.int64)
@@ -214,8 +214,3 @@ class LycheeAttnBackend(AttentionBackend):
         if self._decode is None:
             return None
         return self._decode.results(len(self.heads), self.plan.model.num_key_value_heads)
-
-    def sparse_rows(self, req_pool_indices: torch.Tensor, seq_lens: torch.Tensor) -> list[bool]:
-        """Tells which rows of a decode batch will run sparse."""
-        step = self.table.step(req_pool_indices, seq_lens, dense_below=self.dense_below, recall_every=0)
-        return [not dense for dense in step.rows.dense.tolist()]

@@ -28,7 +28,7 @@ class Hook(NamedTuple):
 
 
 def after_init_new(result: Any, cls: type, batch: Any, runner: Any, *args: Any, **kwargs: Any) -> None:
-    """Sees every batch with its requests before it runs: writes row tables, notes whose KV is no longer dense."""
+    """Sees every batch with its requests before it runs: notes them, and writes the row tables at an extend."""
     backend = getattr(runner, "lychee", None)
     if backend is None:
         return
@@ -38,21 +38,20 @@ def after_init_new(result: Any, cls: type, batch: Any, runner: Any, *args: Any, 
         for req in reqs:
             # what is prefilled, a retracted request's answer included, is dense
             setattr(req, SPARSE_FLAG, False)
-    elif result.forward_mode.is_decode():
-        for req, sparse in zip(reqs, backend.sparse_rows(result.req_pool_indices, result.seq_lens), strict=True):
-            if sparse:
-                setattr(req, SPARSE_FLAG, True)
 
 
 def around_forward(original: Callable[..., Any], runner: Any, forward_batch: Any, *args: Any, **kwargs: Any) -> Any:
-    """Takes the statistics of a step out of the backend and puts them where SGLang carries them to the answer."""
+    """Takes a step's statistics out of the backend: notes whose KV is no longer dense, and hands them to SGLang."""
     output = original(runner, forward_batch, *args, **kwargs)
     backend = getattr(runner, "lychee", None)
-    reqs = None if backend is None else backend.batch_reqs
-    if reqs is not None and output.logits_output is not None:
+    if backend is not None and backend.batch_reqs is not None and output.logits_output is not None:
         from lychee_sgl.backend.summary import INFO_KEY
 
+        reqs = backend.batch_reqs
         steps = backend.take_results()
+        for req, step in zip(reqs, steps or (), strict=steps is not None):
+            if step.sparse:
+                setattr(req, SPARSE_FLAG, True)
         # plain tuples: what leaves in `meta_info` is written as JSON
         ours = [None] * len(reqs) if steps is None else [tuple(step) for step in steps]
         output.logits_output.customized_info = {**(output.logits_output.customized_info or {}), INFO_KEY: ours}

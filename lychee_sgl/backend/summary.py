@@ -35,6 +35,11 @@ class Step(NamedTuple):
     context: int
     recall: float | None
 
+    @property
+    def sparse(self) -> bool:
+        """Whether some head read less than everything."""
+        return self.budget != DENSE and self.fallback == Fallback.NONE
+
 
 def summarise(
     choices: Sequence[Iterable[Step | None]],
@@ -55,7 +60,6 @@ def summarise(
     """
     # a step that crossed a process border is a plain tuple
     steps = [Step(*step) for choice in choices for step in choice if step is not None]
-    dense_steps = [s for s in steps if s.budget == DENSE or s.fallback != Fallback.NONE]
     recalls = [s.recall for s in steps if s.recall is not None]
     attended, dense = sum(s.attended for s in steps), sum(s.dense_equivalent for s in steps)
     fallbacks = [s.fallback for s in steps if s.fallback != Fallback.NONE]
@@ -68,7 +72,7 @@ def summarise(
         "attended_tokens": attended,
         "dense_tokens": dense,
         "decode_steps": len(steps),
-        "sparse_steps": len(steps) - len(dense_steps),
+        "sparse_steps": sum(s.sparse for s in steps),
         "attended_fraction": attended / dense if dense else None,
         "recall": sum(recalls) / len(recalls) if recalls else None,
         "recall_steps": len(recalls),

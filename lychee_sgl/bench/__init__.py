@@ -1,0 +1,1 @@
+"""Speed of a whole engine, measured over HTTP against stock SGLang in the same run."""

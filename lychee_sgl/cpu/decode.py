@@ -18,7 +18,8 @@ KV_DTYPES = (torch.bfloat16, torch.float32)
 
 def _bits(buffer: torch.Tensor) -> np.ndarray:
     """Views a pool buffer as numpy, bfloat16 as its bits; no copy."""
-    return (buffer.view(torch.uint16) if buffer.dtype == torch.bfloat16 else buffer).numpy()
+    bits: np.ndarray = (buffer.view(torch.uint16) if buffer.dtype == torch.bfloat16 else buffer).numpy()
+    return bits
 
 
 def hybrid_decode(

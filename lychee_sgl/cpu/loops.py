@@ -261,4 +261,5 @@ def compiled_layer(group: int, head_dim: int) -> Callable[..., None]:
                                       positions[b, writes[h]])  # fmt: skip
                     counts[b, writes[h]] = size
 
-    return layer
+    compiled: Callable[..., None] = layer
+    return compiled

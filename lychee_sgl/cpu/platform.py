@@ -22,7 +22,7 @@ class LycheeCpuPlatform(CpuDeviceMixin, SRTPlatform):
         """Our backend; `--attention-backend torch_native` gives SGLang's own."""
         return "lychee"
 
-    def get_device(self, local_rank: int | None = 0) -> str:  # type: ignore[override]
+    def get_device(self, local_rank: int | None = 0) -> str:
         """The device's name: SGLang splits it as a string, where the mixin gives a torch.device."""
         return "cpu"
 
@@ -34,7 +34,8 @@ class LycheeCpuPlatform(CpuDeviceMixin, SRTPlatform):
         """The stock pool (asked for by 0.5.17; later versions take it by default)."""
         from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
-        return MHATokenToKVPool
+        pool: type = MHATokenToKVPool
+        return pool
 
     def get_paged_allocator_cls(self) -> Any:
         """The stock allocator of single slots: the paged one launches Triton kernels."""
