@@ -57,11 +57,8 @@ class Settings:
             raise ValueError(
                 f"retrieval heads is {self.retrieval}; allowed: {least} (layer 0 alone) to {most} (all) for {shape}"
             )
-        for name, value, low in (
-            ("budget", self.budget, 1),
-            ("prompts", self.prompts, 1),
-            ("context", self.context, 64),
-        ):
+        least_of = (("budget", self.budget, 1), ("prompts", self.prompts, 1), ("context", self.context, 64))
+        for name, value, low in least_of:
             if value < low:
                 raise ValueError(f"{name} is {value}; allowed: {low} or more")
         window = getattr(loaded.model.config, "max_position_embeddings", None)
@@ -79,7 +76,7 @@ def measured_gains(
     progress: Callable[[int], None] = lambda done: None,
     cache: Path | None = None,
 ) -> dict[Weighting, torch.Tensor]:
-    """Gains over all calibration prompts: each prompt's are divided by all that its heads need, so that prompts count alike.
+    """Gains over all calibration prompts: each prompt's divided by all that its heads need, so that all count alike.
 
     Args:
         loaded: the model.
@@ -120,7 +117,7 @@ def calibrate(
     progress: Callable[[int], None] = lambda done: None,
     cache: Path | None = None,
 ) -> HeadPlan:
-    """Measure what every head's set is worth to every later head, and choose retrieval heads and sources by greedy cover.
+    """Measure what every head's set is worth to every later head; choose retrieval heads and sources by greedy cover.
 
     The same model, settings and versions give the same roles and sources.
 

@@ -1,11 +1,11 @@
 """Choosing retrieval heads and sources together, as a covering problem.
 
-Given `gain[a, b]`, how much of what head b needs the set of an earlier head a holds, and `gain[b, b]`, all that b needs,
-the value of a choice R of retrieval heads is `f(R) = sum over b of max over a in R of gain[a, b]`: a retrieval head
-serves itself in full, a sparse head takes the best source there is. f is a sum of maxima of numbers that are not
-negative (facility location), so it never falls when R grows, and a head is worth less the more are chosen (monotone and
-submodular). Greedy choice therefore adds at least 1 - 1/e = 63% of what the best choice of as many heads adds to layer
-0; finding the best choice itself is NP-hard.
+Given `gain[a, b]`, how much of what head b needs the set of an earlier head a holds, and `gain[b, b]`, all that b
+needs, the value of a choice R of retrieval heads is `f(R) = sum over b of max over a in R of gain[a, b]`: a
+retrieval head serves itself in full, a sparse head takes the best source there is. f is a sum of maxima of numbers
+that are not negative (facility location), so it never falls when R grows, and a head is worth less the more are
+chosen (monotone and submodular). Greedy choice therefore adds at least 1 - 1/e = 63% of what the best choice of as
+many heads adds to layer 0; finding the best choice itself is NP-hard.
 """
 
 from __future__ import annotations

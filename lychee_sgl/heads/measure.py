@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,18 +13,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lychee_sgl.heads.hybrid_hf import Decoding, Prefix, continues_as, generate, hybrid_attention, prefill
-from lychee_sgl.heads.plan import ModelShape, PlanError
+from lychee_sgl.heads.plan import PlanError
+from lychee_sgl.heads.shapes import read_shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from lychee_sgl.heads.needles import NeedlePrompt
-    from lychee_sgl.heads.plan import HeadPlan
+    from lychee_sgl.heads.plan import HeadPlan, ModelShape
 
 MAX_ANSWER = 24
 """Tokens of an answer: a sentence with seven digits has some fifteen."""
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,20 +51,6 @@ class LoadedModel:
     def answer(self, text: str) -> list[int]:
         """The tokens of an answer, nothing added."""
         return [int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
-
-
-def read_shape(path: str | Path, *, name: str | None = None) -> ModelShape:
-    """The shape of a model folder.
-
-    Raises:
-        PlanError: there is no readable `config.json`, or it lacks a size.
-    """
-    file = Path(path) / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PlanError(f"model {path}: cannot read {file}: {error}") from error
-    return ModelShape.from_config(config, name=name or config.get("_name_or_path") or Path(path).resolve().name)
 
 
 def load_model(path: str | Path, *, name: str | None = None) -> LoadedModel:

@@ -143,9 +143,15 @@ def _paragraphs(kind: Kind) -> list[str]:
     """The prose of every second page of Python's reference: no tables, grammars or listings."""
     from pydoc_data.topics import topics  # half a megabyte that only this function needs
 
-    pages = sorted(topics)[KINDS.index(kind) :: len(KINDS)]
-    flat = (" ".join(block.split()) for page in pages for block in topics[page].split("\n\n"))
-    return [block for block in flat if len(block) > 120 and block[0].isupper() and block[-1] == "."]
+    owner: dict[str, Kind] = {}  # a paragraph that stands on several pages belongs to the first
+    for number, page in enumerate(sorted(topics)):
+        for block in topics[page].split("\n\n"):
+            owner.setdefault(" ".join(block.split()), KINDS[number % len(KINDS)])
+    return [
+        block
+        for block, owned_by in owner.items()
+        if owned_by == kind and len(block) > 120 and block[0].isupper() and block[-1] == "."
+    ]
 
 
 def _prompt(draw: random.Random, pages: Sequence[str], kind: Kind, size: int, place: float) -> NeedlePrompt:

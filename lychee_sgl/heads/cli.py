@@ -1,0 +1,228 @@
+"""The command line `lychee-sgl heads`. Importing it is cheap: torch comes in only with the commands that need it."""
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.console import Console
+
+from lychee_sgl.heads.heuristic import heuristic_plan
+from lychee_sgl.heads.plan import HeadPlan, ModelShape
+
+if TYPE_CHECKING:
+    from lychee_sgl.heads.measure import LoadedModel
+
+WEIGHTINGS: Final = ("mass", "output", "effect")
+
+app = typer.Typer(
+    help="Show, check and calibrate head plans.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ModelPath = Annotated[Path, typer.Option("--model", help="Model folder, as transformers reads it")]
+ModelName = Annotated[
+    str | None, typer.Option("--model-name", help="What the plan calls the model [default: the folder]")
+]
+Cache = Annotated[Path | None, typer.Option(help="Keep prefilled prompts here and use them again (they are large)")]
+PlanFile = Annotated[Path, typer.Argument(help="A head plan (JSON)")]
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Turn what a caller can mend into one line and exit status 1, Ctrl-C into 130."""
+    try:
+        yield
+    except (ValueError, OSError, ModuleNotFoundError) as error:  # PlanError is a ValueError
+        text = " ".join(str(error).split())
+        Console(stderr=True).print(f"error: {text}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def calibrate(
+    model: ModelPath,
+    out: Annotated[Path, typer.Option(help="Where the plan goes")],
+    retrieval_heads: Annotated[int, typer.Option(help="KV heads that retrieve, those of layer 0 included")],
+    budget: Annotated[int, typer.Option(help="Tokens in a set; the plan's default budget")] = 1024,
+    weighting: Annotated[str, typer.Option(help=f"What a set is worth to a head: {', '.join(WEIGHTINGS)}")] = "effect",
+    seed: Annotated[int, typer.Option(help="Of the calibration prompts")] = 0,
+    prompts: Annotated[int, typer.Option(help="How many calibration prompts")] = 8,
+    context: Annotated[int, typer.Option(help="Tokens of the longest prompt; the shortest has half")] = 3000,
+    name: Annotated[str | None, typer.Option(help="The plan's name [default: the model's]")] = None,
+    model_name: ModelName = None,
+    cache: Cache = None,
+) -> None:
+    """Measure a model's heads and choose which retrieve, and whose set every other head reads."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with _one_line_errors():
+        _writable(out)
+        loaded = _load(model, model_name)
+        from lychee_sgl.heads.calibrate import Settings
+        from lychee_sgl.heads.calibrate import calibrate as run
+
+        settings = Settings(
+            retrieval=retrieval_heads, budget=budget, weighting=weighting,  # type: ignore[arg-type]  # checked by run
+            seed=seed, prompts=prompts, context=context,
+        )  # fmt: skip
+        columns = (TextColumn("calibrating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("prompts", total=prompts)
+            plan = run(
+                loaded,
+                settings,
+                name=name or loaded.shape.name,
+                command=_command(model),
+                progress=lambda done: bar.update(task, completed=done),
+                cache=cache,
+            )
+        plan.save(out)
+        covered = plan.provenance["scores"]["covered"]
+        _say(f"{out}: {plan.retrieval_count} of {plan.head_count} heads retrieve, {covered:.1%} of the need is covered")
+
+
+@app.command()
+def measure(
+    model: ModelPath,
+    heads: Annotated[list[Path], typer.Option(help="A head plan; repeat to compare several on the same prompts")],
+    out: Annotated[Path, typer.Option(help="Where the measurement goes (JSON)")],
+    budget: Annotated[list[int] | None, typer.Option(help="Repeatable [default: each plan's own]")] = None,
+    questions: Annotated[int, typer.Option(min=1, help="Needle questions")] = 30,
+    shortest: Annotated[int, typer.Option(help="Tokens of the shortest document")] = 1900,
+    longest: Annotated[int, typer.Option(help="Tokens of the longest document")] = 6700,
+    seed: Annotated[int, typer.Option(help="Of the questions")] = 7,
+    record: Annotated[bool, typer.Option("--record", help="Write the scores into the plans' provenance too")] = False,
+    model_name: ModelName = None,
+    cache: Cache = None,
+) -> None:
+    """Ask needle questions that no calibration prompt resembles, and count answers as dense gives them."""
+    with _one_line_errors():
+        _writable(out)
+        plans = {str(path): HeadPlan.load(path) for path in heads}
+        loaded = _load(model, model_name)
+        for plan in plans.values():
+            plan.check_fits(loaded.shape)
+        from lychee_sgl.heads.needles import needle_prompts
+        from lychee_sgl.heads.score import score_plans
+
+        prompts = needle_prompts(questions, tokens=(shortest, longest), seed=seed, kind="evaluation")
+        again, sizes = _command(model), tuple(budget or ())
+        report = score_plans(loaded, prompts, plans, budgets=sizes, seed=seed, command=again, tell=_say, cache=cache)
+        out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        for row in report["plans"]:
+            _say(
+                f"{row['plan']} budget {row['budget']}: {row['answered']} of {row['questions']} as dense, "
+                f"{row['identical']} token for token, recall {row['recall']:.3f}"
+            )
+            if record:
+                _record(Path(row["file"]), row, again)
+
+
+@app.command()
+def show(
+    plan: PlanFile,
+    png: Annotated[Path | None, typer.Option(help="Draw it into this file as well")] = None,
+) -> None:
+    """Draw which heads retrieve and whose set every other head reads."""
+    from lychee_sgl.heads.picture import role_table, save_png, title
+
+    with _one_line_errors():
+        loaded = HeadPlan.load(plan)
+        _say(title(loaded))
+        Console().print(role_table(loaded))
+        defaults = loaded.defaults
+        bound = "no budget" if defaults.budget is None else f"budget {defaults.budget}"
+        _say(f"model {loaded.model}")
+        _say(f"defaults: {bound}, mode {defaults.mode}, {defaults.sinks} sinks, {defaults.recent} recent")
+        _say(f"sha256 {loaded.sha256()}")
+        if png is not None:
+            save_png(loaded, png)
+            _say(f"drawn: {png}")
+
+
+@app.command()
+def check(model: ModelPath, heads: Annotated[Path, typer.Option(help="A head plan (JSON)")]) -> None:
+    """Say whether a plan fits a model; exit status 1 when it does not."""
+    with _one_line_errors():
+        plan, shape = HeadPlan.load(heads), _shape(model)
+        plan.check_fits(shape)
+        _say(f"{heads} fits {shape}")
+        if plan.model.base_name != shape.base_name:
+            _say(f"but it was made for {plan.model.name}: in another model of the same shape other heads retrieve")
+
+
+@app.command()
+def compare(first: PlanFile, second: Annotated[Path, typer.Argument(help="Another plan for the same shape")]) -> None:
+    """Count the retrieval heads and sources that two plans share."""
+    with _one_line_errors():
+        one, other = HeadPlan.load(first), HeadPlan.load(second)
+        one.check_fits(other.model)
+        left, right = ({head for head in _heads(plan) if plan.is_retrieval(*head)} for plan in (one, other))
+        sparse = set(one.sparse_heads()) & set(other.sparse_heads())
+        same = sum(one.root(*head) == other.root(*head) for head in sparse)
+        _say(f"retrieval heads: {len(left)} and {len(right)}, {len(left & right)} in both")
+        _say(f"Jaccard index: {len(left & right) / len(left | right):.3f}")
+        _say(f"sparse in both: {len(sparse)}, of these {same} with the same root")
+
+
+@app.command()
+def heuristic(
+    model: ModelPath, out: Annotated[Path, typer.Option(help="Where the plan goes")], model_name: ModelName = None
+) -> None:
+    """Write the plan that is used for a model nobody has calibrated."""
+    with _one_line_errors():
+        plan = heuristic_plan(_shape(model, model_name))
+        plan.save(out)
+        _say(f"{out}: {plan.retrieval_count} of {plan.head_count} heads retrieve; nothing about this plan is measured")
+
+
+def _heads(plan: HeadPlan) -> list[tuple[int, int]]:
+    return [(i, h) for i in range(plan.model.num_hidden_layers) for h in range(plan.model.num_key_value_heads)]
+
+
+def _say(line: str) -> None:
+    Console(soft_wrap=True).print(line, markup=False, highlight=False)
+
+
+def _shape(model: Path, name: str | None = None) -> ModelShape:
+    from lychee_sgl.heads.shapes import read_shape
+
+    return read_shape(model, name=name)
+
+
+def _load(model: Path, name: str | None) -> "LoadedModel":
+    _shape(model)  # a wrong path is told before seconds of imports
+    from lychee_sgl.heads.measure import load_model
+
+    return load_model(model, name=name)
+
+
+def _writable(out: Path) -> None:
+    if not out.parent.is_dir():
+        raise ValueError(f"--out is {out}; allowed: a file in a folder that exists")
+
+
+def _command(model: Path) -> str:
+    """This call without what only this machine knows: the paths to the program, to the model and to the cache."""
+    words = sys.argv[1:]
+    if "--cache" in words:
+        at = words.index("--cache")
+        words = words[:at] + words[at + 2 :]
+    words = [model.resolve().name if word == str(model) else word for word in words]
+    return shlex.join(["lychee-sgl", *words])
+
+
+def _record(path: Path, row: dict[str, object], command: str) -> None:
+    plan = HeadPlan.load(path)
+    data = plan.to_dict()
+    data["provenance"].setdefault("scores", {})["needles"] = {**row, "command": command}
+    HeadPlan.from_dict(data).save(path)

@@ -1,0 +1,66 @@
+"""Pictures of a head plan: in the terminal, and as a PNG."""
+
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from lychee_sgl.heads.plan import Head, HeadPlan
+
+
+def _is_plain(plan: HeadPlan, head: Head) -> bool:
+    """Whether a sparse head reads the same index of the layer before."""
+    return plan.source(*head) == (head[0] - 1, head[1])
+
+
+def title(plan: HeadPlan) -> str:
+    """The plan's name and how much of it retrieves."""
+    return f"{plan.name}: {plan.retrieval_count} of {plan.head_count} heads retrieve"
+
+
+def role_table(plan: HeadPlan) -> Table:
+    """One row a layer, one cell a KV head: `R` where it retrieves (bold: its set is read), else whose set it reads."""
+    roots = set(plan.roots())
+    table = Table(box=None, padding=(0, 1))
+    table.add_column("layer", justify="right", style="dim")
+    for index in range(plan.model.num_key_value_heads):
+        table.add_column(str(index), justify="left")
+    for layer in range(plan.model.num_hidden_layers):
+        cells = []
+        for index in range(plan.model.num_key_value_heads):
+            head = (layer, index)
+            if plan.is_retrieval(*head):
+                cells.append(Text("R", style="bold green" if head in roots else "green"))
+            else:
+                source = "{}.{}".format(*plan.source(*head))
+                cells.append(Text(f"· {source}", style="dim" if _is_plain(plan, head) else "cyan"))
+        table.add_row(str(layer), *cells)
+    return table
+
+
+def save_png(plan: HeadPlan, path: Path) -> None:
+    """Draw layers to the right, heads upwards: filled where a head retrieves, a line from each sparse head to its root.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed (the extra `train` brings it).
+        OSError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    layers, heads = plan.model.num_hidden_layers, plan.model.num_key_value_heads
+    figure = Figure(figsize=(max(6.0, 0.35 * layers + 2), max(2.5, 0.5 * heads + 1.5)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for layer, head in plan.sparse_heads():
+        root = plan.root(layer, head)
+        axes.plot((root[0], layer), (root[1], head), color="tab:blue", linewidth=0.6, alpha=0.5, zorder=1)
+    for retrieval, label, face in ((True, "retrieval", "tab:green"), (False, "sparse", "white")):
+        points = [(i, h) for i in range(layers) for h in range(heads) if plan.is_retrieval(i, h) == retrieval]
+        if points:
+            across, up = ([point[axis] for point in points] for axis in (0, 1))
+            axes.scatter(across, up, s=60, color=face, edgecolors="black", linewidths=0.7, label=label, zorder=2)
+    axes.set(xlabel="layer", ylabel="KV head", yticks=range(heads), ylim=(-0.5, heads - 0.5))
+    axes.set_title(title(plan), fontsize=10)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
+    figure.savefig(path, format="png", dpi=150)
