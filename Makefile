@@ -29,7 +29,7 @@ install: $(ENV)/.installed ## make .venv with everything in it (the others do so
 serve: $(ENV)/.installed ## start engine and gateway; Ctrl-C stops both
 	@exec $(ENV)/bin/lychee-sgl serve --port $(PORT) $(ARGS)
 
-demo: $(ENV)/.installed ## find a needle in a long text, sparse and dense, on a server that runs
+demo: $(ENV)/.installed ## find a needle in a long text, sparse and dense; starts a server when none runs
 	@exec $(ENV)/bin/lychee-sgl demo --url http://127.0.0.1:$(PORT) $(ARGS)
 
 bench: $(ENV)/.installed ## measure speed against stock SGLang on this machine (ten minutes or so)

@@ -20,7 +20,7 @@ from lychee_sgl.config import ConfigError
 # Commands of other rooms: the module with a typer application called `app`, and what it is for.
 ROOMS: Final = {
     "heads": ("lychee_sgl.heads.cli", "Show, check and calibrate head plans."),
-    "demo": ("lychee_sgl.demo.cli", "Find a needle in a long text on a server that runs, sparse and dense."),
+    "demo": ("lychee_sgl.demo.cli", "Find a needle in a long text, sparse and dense."),
     "bench": ("lychee_sgl.bench.cli", "Measure speed against stock SGLang on this machine."),
 }
 
