@@ -4,12 +4,14 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
 
 from lychee_sgl.demo.errors import DemoError
+
+FILE_WIDTH: Final = 160
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -30,12 +32,18 @@ def demo(
         if json_file is not None:
             json_file.parent.mkdir(parents=True, exist_ok=True)
         with progress.status("looking for a server") as status:
-            found = _run(url, questions, Console(), lambda line: status.update(line))
+            found = _run(url, questions, _console(), lambda line: status.update(line))
         if json_file is not None:
             json_file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     except (DemoError, OSError) as error:
         progress.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
+
+
+def _console() -> Console:
+    console = Console()
+    # a file has no width of its own, and the tables have long lines
+    return console if console.is_terminal else Console(width=FILE_WIDTH)
 
 
 def _run(url: str, questions: bool, console: Console, say: Callable[[str], None]) -> dict[str, Any]:

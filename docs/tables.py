@@ -1,0 +1,175 @@
+"""Writes README's tables out of the committed measurements: `python docs/tables.py`, with `--check` only compares.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`, its heading included. Where the measurement is
+missing, the section is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+ROOT = Path(__file__).parents[1]
+MEASUREMENTS = ROOT / "docs" / "measurements"
+SECTION = re.compile(r"(?<=<!-- table: )(?P<name>[\w-]+) -->\n.*?(?=<!-- end -->)", re.DOTALL)
+
+Record = dict[str, Any]
+
+
+def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table; columns behind the first are aligned right."""
+    names = list(head)
+    lines = [names, ["---", *["---:"] * (len(names) - 1)], *map(list, rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def percent(share: float | None) -> str:
+    """A share in [0, 1] as a percentage with one decimal."""
+    return "-" if share is None else f"{100 * share:.1f}%"
+
+
+def milliseconds(value: float | None) -> str:
+    """A time in seconds as milliseconds, or as seconds from one second on."""
+    if value is None:
+        return "-"
+    return f"{value:.1f} s" if value >= 1 else f"{1000 * value:.0f} ms"
+
+
+def cell(text: str) -> str:
+    """Text of a model, safe inside a table's cell."""
+    flat = " ".join(text.split())
+    return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", flat)
+
+
+def origin(record: Record, file: str) -> str:
+    """Where a measurement was taken, and how it is repeated."""
+    machine, versions = record["machine"], record["versions"]
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, SGLang {versions['sglang']}, torch {versions['torch']}, "
+        f"{record['date']}. Again: `{record['command']}`. Data: [{file}](docs/measurements/{file}).\n"
+    )
+
+
+def demo(record: Record, file: str) -> str:
+    """One fact in the middle of a long text, at four budgets."""
+    table = record["table"]
+    rows = [
+        (
+            str(row["budget"]),
+            cell(row["answer"]),
+            "yes" if row["as_dense"] else "no",
+            percent(row["attended_fraction"]),
+            percent(row["recall"]),
+            milliseconds(row["per_token_seconds"]),
+            milliseconds(row["first_token_seconds"]),
+        )
+        for row in table["rows"]
+    ]
+    head = ("budget", "answer", "as dense?", "attended", "recall", "per token", "first token")
+    return (
+        "## The demo\n\n"
+        f"`make demo` hides a fact in a text of {table['context_tokens']:,} tokens, at {100 * table['depth']:.0f}% "
+        f"of it, and asks: *{cell(table['question'])}* It is {table['expected']}.\n"
+        f"The text is read once ({milliseconds(table['prefill_seconds'])}); all rows find it in the cache.\n\n"
+        f"{markdown(head, rows)}\n"
+        f"{cell(record['served']['model'])} with the head plan {cell(str(record['served']['plan']))}, "
+        f"{origin(record, file)}"
+    )
+
+
+def questions(record: Record, file: str) -> str:
+    """Ten questions, dense and at the default budget."""
+    if "counts" not in record:
+        return ""
+    counts, asked = record["counts"], record["questions"]
+    sizes = [pair["context_tokens"] for pair in asked]
+    budgets = sorted({str(pair["budget"]) for pair in asked})
+    shares = [pair["attended_fraction"] for pair in asked]
+    return (
+        f"Ten other questions over texts of {min(sizes):,} to {max(sizes):,} tokens, asked dense and without the field "
+        f"(budget {' or '.join(budgets)}): **{counts['same_answer']} of {counts['questions']}** default answers are "
+        f"the dense answer, {counts['same_text']} of them word for word.\n"
+        f"Dense finds {counts['dense_correct']} of the numbers, the default {counts['default_correct']}; "
+        f"it reads {percent(sum(shares) / len(shares))} of the KV entries on average.\n"
+    )
+
+
+def cpu_speed(record: Record, file: str) -> str:
+    """Time per token against stock SGLang, by context and budget."""
+    rows = []
+    for context, ratio in zip(record["contexts"], record["ratios"], strict=True):
+        times = context["per_token_seconds"]
+        ours = [name for name in times if name != "stock"]
+        rows.append(
+            (
+                f"{context['context_tokens']:,}",
+                milliseconds(times["stock"]),
+                *(f"{milliseconds(times[name])} ({ratio['per_token'][name]:.2f}x)" for name in ours),
+                f"{ratio['first_token_after_hit']['dense']:.2f}x",
+                f"{ratio['fresh_prefill']:.2f}x",
+            )
+        )
+    names = [name for name in record["contexts"][0]["per_token_seconds"] if name != "stock"]
+    head = ("context", "stock", *names, "first token after a hit", "prefill")
+    return (
+        "## Speed on a CPU\n\n"
+        "Time per token of stock SGLang (`torch_native`) and of lychee at three budgets, both running, asked in turn; "
+        "in brackets and in the last columns, how many times faster than stock.\n\n"
+        f"{markdown(head, rows)}\n"
+        f"{origin(record, file)}"
+    )
+
+
+TABLES: dict[str, tuple[str, Callable[[Record, str], str]]] = {
+    "demo": ("demo.json", demo),
+    "questions": ("demo.json", questions),
+    "cpu-speed": ("cpu-speed.json", cpu_speed),
+}
+
+
+def fill(text: str, folder: Path) -> str:
+    """Put every section anew.
+
+    Args:
+        text: the page, with its markers.
+        folder: where the measurements are.
+
+    Returns:
+        The page; a section whose measurement is missing is empty.
+
+    Raises:
+        KeyError: a marker names an unknown table, or a measurement lacks a field.
+    """
+
+    def section(found: re.Match[str]) -> str:
+        file, write = TABLES[found["name"]]
+        path = folder / file
+        body = write(json.loads(path.read_text(encoding="utf-8")), file) if path.exists() else ""
+        return f"{found['name']} -->\n{body}"
+
+    return SECTION.sub(section, text)
+
+
+def main() -> int:
+    """Write README, or with `--check` say whether it is up to date."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 when README is not current")
+    check = parser.parse_args().check
+    readme = ROOT / "README.md"
+    old = readme.read_text(encoding="utf-8")
+    new = fill(old, MEASUREMENTS)
+    if check:
+        return int(new != old)
+    readme.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
