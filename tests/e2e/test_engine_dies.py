@@ -1,0 +1,86 @@
+"""SIGKILL to the engine under load: no client hangs, nothing is left of the old engine, service comes back."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import httpx
+import psutil
+import pytest
+
+from tests.e2e.deployment import START_SECONDS, chat, wait_for
+
+if TYPE_CHECKING:
+    from tests.e2e.deployment import Deployment
+
+pytestmark = pytest.mark.engine
+
+STREAMS = 8
+END_SECONDS = 10.0
+
+
+class OpenStream:
+    """One long stream: when it got its first event, and how and when it ended."""
+
+    def __init__(self, deployment: Deployment, number: int) -> None:
+        self.flowing = threading.Event()
+        self.status = 0
+        self.events: list[str] = []
+        self.ended = 0.0
+        self._deployment = deployment
+        self._body = chat(f"Tell story number {number}.", max_tokens=4000, ignore_eos=True, stream=True)
+
+    def run(self) -> None:
+        with (
+            httpx.Client(base_url=self._deployment.url, timeout=120, trust_env=False) as http,
+            http.stream("POST", "/v1/chat/completions", json=self._body) as answer,
+        ):
+            self.status = answer.status_code
+            for line in answer.iter_lines():
+                if line:
+                    self.events.append(line.removeprefix("data: "))
+                    self.flowing.set()
+        self.ended = time.monotonic()
+
+
+def test_a_killed_engine_ends_every_stream_and_comes_back(deployment: Deployment) -> None:
+    streams = [OpenStream(deployment, number) for number in range(STREAMS)]
+    old = deployment.engine_family()
+    gateway = deployment.gateway()
+    with ThreadPoolExecutor(STREAMS) as pool:
+        runs = [pool.submit(stream.run) for stream in streams]
+        assert all(stream.flowing.wait(120) for stream in streams)
+        killed = time.monotonic()
+        deployment.engine().kill()
+        for run in runs:
+            run.result(timeout=END_SECONDS + 5)
+    for stream in streams:
+        assert stream.ended - killed < END_SECONDS
+        assert stream.status == 200
+        assert stream.events[-1] == "[DONE]"
+        assert json.loads(stream.events[-2])["error"]["code"] == "engine_unavailable"
+
+    asked = time.monotonic()
+    refused = deployment.ask("Anybody there?")
+    assert time.monotonic() - asked < 2
+    assert refused.status_code == 503
+    assert refused.json()["error"]["code"] == "engine_unavailable"
+    assert int(refused.headers["retry-after"]) >= 1
+    assert deployment.http.get("/readyz").status_code == 503
+    assert deployment.http.get("/livez").status_code == 200
+
+    _, left = psutil.wait_procs(old, timeout=END_SECONDS)
+    assert left == []
+    deployment.wait_for_line(r"^ready again after \d+ s$", START_SECONDS)
+    assert deployment.http.get("/readyz").status_code == 200
+    answer = deployment.ask("What is the capital of France?")
+    assert "Paris" in answer.json()["choices"][0]["message"]["content"]
+    after = deployment.gateway_samples()
+    assert deployment.gateway() == gateway  # psutil: the same number and the same time of birth
+    assert after["lychee_engine_restarts_seen_total"] == 1
+    assert old.isdisjoint(deployment.engine_family())
+    wait_for(lambda: deployment.gateway_samples()["lychee_requests_in_flight"] == 0, "no request is stuck", 5)
