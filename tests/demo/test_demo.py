@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -213,3 +214,39 @@ def test_a_start_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         server.server_at(url, silent),
     ):
         pytest.fail("no server")
+
+
+SERVER = """
+import http.server, pathlib, signal, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+def stop(*_):
+    pathlib.Path(sys.argv[2]).write_text("told to stop")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def test_a_started_server_is_stopped_in_order_even_after_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    farewell = tmp_path / "farewell"
+    command = [sys.executable, "-c", SERVER, str(port), str(farewell)]
+    monkeypatch.setattr(server, "serve_command", lambda url: command)
+    url = f"http://127.0.0.1:{port}"
+
+    def fail() -> None:
+        with server.server_at(url, silent, patience=60):
+            assert server.ready_status(url) == 200
+            raise DemoError("the demo failed")
+
+    with pytest.raises(DemoError, match=r"^the demo failed$"):
+        fail()
+    assert farewell.read_text() == "told to stop"
+    assert server.ready_status(url) is None
