@@ -63,7 +63,9 @@ def create_backend(runner: Any) -> LycheeAttnBackend:
         )
     check_server_args(runner)
     config = EngineConfig.from_env()
-    chosen = choose_plan(config.heads, model_shape(runner.model_config.hf_text_config, runner.server_args.model_path))
+    args = runner.server_args
+    shape = model_shape(runner.model_config.hf_text_config, args.model_path)
+    chosen = choose_plan(config.heads, shape, args.served_model_name)
     backend = LycheeAttnBackend(runner, chosen, config)
     runner.lychee = backend
     return backend

@@ -48,7 +48,9 @@ class Engine:
     def _load(cls, manager: Any) -> Engine:
         args, config = manager.server_args, EngineConfig.from_env()
         return cls(
-            chosen=choose_plan(config.heads, model_shape(manager.model_config.hf_text_config, args.model_path)),
+            chosen=choose_plan(
+                config.heads, model_shape(manager.model_config.hf_text_config, args.model_path), args.served_model_name
+            ),
             config=config,
             context_window=manager.model_config.context_len,
             device=args.device,

@@ -9,11 +9,10 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-import httpx
-
 from lychee_sgl.models.embedded import ensure_unpacked
 from lychee_sgl.serve.config import ServeConfig, engine_service
 from lychee_sgl.serve.process import Lifeline, Service, meaningful_tail
+from lychee_sgl.serve.ready import Probe
 from lychee_sgl.serve.supervisor import StartFailed
 
 if TYPE_CHECKING:
@@ -64,7 +63,8 @@ def solo_engine(
         state=state,
         environ={**os.environ, **(environ or {})},
     )
-    command = tuple(backend if word == "lychee" else word for word in spec.command)
+    flag = spec.command.index("--attention-backend")
+    command = (*spec.command[: flag + 1], backend, *spec.command[flag + 2 :])
     service = Service(
         dataclasses.replace(spec, command=command, log=state / f"{backend}-{config.engine_port}.log"),
         lifeline := Lifeline(),
@@ -83,13 +83,13 @@ def solo_engine(
 
 def _wait(service: Service, address: str) -> None:
     end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end:
-        status = service.poll()
-        if status is not None:
-            tail = "\n".join(meaningful_tail(service.spec.log))
-            raise StartFailed(f"the engine ended with status {status} before it was ready:\n{tail}")
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{address}/health", timeout=5).status_code == httpx.codes.OK:
+    with contextlib.closing(Probe(f"{address}/health", timeout=5.0)) as ready:
+        while time.monotonic() < end:
+            status = service.poll()
+            if status is not None:
+                tail = "\n".join(meaningful_tail(service.spec.log))
+                raise StartFailed(f"the engine ended with status {status} before it was ready:\n{tail}")
+            if ready():
                 return
-        time.sleep(0.3)
+            time.sleep(0.3)
     raise StartFailed(f"the engine was not ready after {START_SECONDS:.0f} s; see {service.spec.log}")

@@ -1,0 +1,153 @@
+"""Where the plug-in touches SGLang: every place exists, and what is not in place is named."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from lychee_kernels.layout import Mode
+from lychee_sgl import compat
+from lychee_sgl.backend import factory, hooks
+from lychee_sgl.backend.summary import Step
+
+
+@pytest.mark.parametrize(
+    ("version", "args", "kwargs", "expected"),
+    [
+        ((0, 5, 17), ("req", "tree"), {}, (("req", "tree"), {"is_insert": False})),
+        ((0, 5, 17), ("req", "tree", True), {}, (("req", "tree"), {"is_insert": False})),
+        ((0, 5, 17), ("req", "tree"), {"is_insert": True}, (("req", "tree"), {"is_insert": False})),
+        ((0, 5, 23), ("req", "tree"), {"checkpoint": True}, (("req", "tree"), {"checkpoint": False})),
+    ],
+)
+def test_release_without_insertion(monkeypatch, version, args, kwargs, expected) -> None:
+    monkeypatch.setattr(compat, "sglang_version", lambda: version)
+    assert compat.keep_out_of_radix_cache(args, kwargs) == expected
+
+
+def test_only_requests_with_sparse_kv_are_kept_out() -> None:
+    req = SimpleNamespace()
+    assert hooks.before_release(req, "tree") is None
+    setattr(req, hooks.SPARSE_FLAG, True)
+    args, kwargs = hooks.before_release(req, "tree")
+    assert args == (req, "tree")
+    assert list(kwargs.values()) == [False]
+
+
+class FakeBackend:
+    """Gives the steps it was made with, and remembers who was admitted."""
+
+    def __init__(self, steps):
+        self.steps, self.admitted, self.batch_reqs = steps, [], None
+
+    def take_results(self):
+        return self.steps
+
+    def admit(self, reqs):
+        self.admitted += reqs
+
+
+def batch_of(mode: str):
+    return SimpleNamespace(
+        forward_mode=SimpleNamespace(is_extend=lambda: mode == "extend", is_decode=lambda: mode == "decode")
+    )
+
+
+def forward(backend, reqs, mode):
+    runner = SimpleNamespace(lychee=backend)
+    hooks.after_init_new(batch_of(mode), object, SimpleNamespace(reqs=reqs), runner)
+    output = SimpleNamespace(logits_output=SimpleNamespace(customized_info=None))
+    return hooks.around_forward(lambda *_: output, runner, None).logits_output.customized_info
+
+
+def test_a_sparse_step_marks_its_request_until_it_is_prefilled_again() -> None:
+    dense, sparse = SimpleNamespace(), SimpleNamespace()
+    steps = [Step(10, 10, 1, 5, 10, None), Step(4, 10, 0, 5, 10, 0.5)]
+    info = forward(FakeBackend(steps), [dense, sparse], "decode")
+    assert info == {"lychee": [(10, 10, 1, 5, 10, None), (4, 10, 0, 5, 10, 0.5)]}
+    assert not getattr(dense, hooks.SPARSE_FLAG, False)
+    assert getattr(sparse, hooks.SPARSE_FLAG)
+    backend = FakeBackend(None)
+    assert forward(backend, [sparse], "extend") == {"lychee": [None]}
+    assert backend.admitted == [sparse]
+    assert not getattr(sparse, hooks.SPARSE_FLAG)
+
+
+def test_other_backends_are_left_alone() -> None:
+    output = SimpleNamespace(logits_output=SimpleNamespace(customized_info=None))
+    hooks.after_init_new(batch_of("decode"), object, SimpleNamespace(reqs=[]), SimpleNamespace())
+    assert hooks.around_forward(lambda *_: output, SimpleNamespace(), None).logits_output.customized_info is None
+
+
+@pytest.mark.filterwarnings("ignore")  # SGLang warns while it is imported where there is no GPU
+def test_every_place_exists_in_the_installed_sglang_and_installing_twice_registers_once() -> None:
+    import pkgutil
+
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    for hook in hooks.hooks():
+        assert callable(pkgutil.resolve_name(hook.target)), hook.target
+    try:
+        hooks.install()
+        hooks.install()
+        registered = {target: len(found) for target, found in HookRegistry._hooks.items()}
+        assert registered == {hook.target: 1 for hook in hooks.hooks()}
+        assert hooks.missing() == [hook.target for hook in hooks.hooks()]
+    finally:
+        HookRegistry.reset()
+
+
+def test_the_factory_names_hooks_that_are_not_in_place(monkeypatch) -> None:
+    monkeypatch.setattr(hooks, "missing", lambda: ["sglang.a", "sglang.b"])
+    with pytest.raises(factory.BackendRefused, match=r"could not be applied to this SGLang: sglang\.a, sglang\.b"):
+        factory.create_backend(None)
+
+
+def runner(**changes):
+    values = {
+        "device": "cpu",
+        "use_mla_backend": False,
+        "is_hybrid_swa": False,
+        "sliding_window_size": None,
+        "dtype": "torch.bfloat16",
+    }
+    args = {
+        "speculative_algorithm": None,
+        "enable_mixed_chunk": False,
+        "page_size": 1,
+        "tp_size": 1,
+    }
+    for key, value in changes.items():
+        (args if key in args else values)[key] = value
+    model = SimpleNamespace(is_encoder_decoder=values.pop("is_encoder_decoder", False))
+    return SimpleNamespace(server_args=SimpleNamespace(**args), model_config=model, **values)
+
+
+def test_a_plain_model_is_served() -> None:
+    factory.check_server_args(runner())
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"device": "cuda"}, "device cuda"),
+        ({"use_mla_backend": True}, "MLA"),
+        ({"is_hybrid_swa": True}, "sliding-window"),
+        ({"sliding_window_size": 4096}, "sliding-window"),
+        ({"is_encoder_decoder": True}, "encoder-decoder"),
+        ({"speculative_algorithm": "EAGLE"}, "--speculative-algorithm EAGLE"),
+        ({"enable_mixed_chunk": True}, "--enable-mixed-chunk"),
+        ({"page_size": 16}, "--page-size 16"),
+        ({"tp_size": 2}, "--tp-size 2"),
+        ({"dtype": "torch.float16"}, "--dtype float16"),
+    ],
+)
+def test_refusals_name_the_setting(change, named) -> None:
+    with pytest.raises(factory.BackendRefused, match=f"does not serve .*{named}"):
+        factory.check_server_args(runner(**change))
+
+
+def test_modes_are_the_kernels() -> None:
+    """The numbers in the row tables are those of the compiled loops."""
+    from lychee_sgl.cpu import loops
+
+    assert [int(mode) for mode in Mode] == [loops.TOPK, loops.RATIO, loops.THRESHOLD, loops.TOP_P]
