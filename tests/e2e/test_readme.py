@@ -42,4 +42,4 @@ def test_the_curl(deployment: Deployment) -> None:
     assert answer.returncode == 0, answer.stderr
     body = json.loads(answer.stdout)
     assert "Paris" in body["choices"][0]["message"]["content"]
-    assert body["lychee"]["reason"] == "request"
+    assert (body["lychee"]["budget"], body["lychee"]["reason"]) == (512, "dense_below")
