@@ -38,9 +38,13 @@ def test_single_tokens_and_other_dtypes_are_left_to_torch(tokens: int, dtype: st
 
 def test_threads_come_back_after_an_error() -> None:
     before = torch.get_num_threads()
-    with pytest.raises(RuntimeError, match="inside"), threads.torch_threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-        raise RuntimeError("inside")
+
+    def fail() -> None:
+        with threads.torch_threads(before + 1):
+            raise RuntimeError(f"inside on {torch.get_num_threads()}")
+
+    with pytest.raises(RuntimeError, match=f"inside on {before + 1}"):
+        fail()
     assert torch.get_num_threads() == before
 
 
