@@ -42,13 +42,13 @@ def model_shape(hf_config: Any, model_path: str) -> ModelShape:
     return ModelShape.from_config(hf_config.to_dict(), name=model_path)
 
 
-def choose_plan(path: Path | None, shape: ModelShape, *names: str) -> ChosenPlan:
+def choose_plan(path: Path | None, shape: ModelShape, *names: str | None) -> ChosenPlan:
     """Chooses the plan: the given file, else the one shipped for this model, else the heuristic.
 
     Args:
         path: a plan file, or None.
         shape: the served model's.
-        names: what else the model is called, for finding the shipped plan.
+        names: what else the model is called, for finding the shipped plan; None (no served name was given) is skipped.
 
     Raises:
         PlanError: the file cannot be read or does not fit the model.
@@ -57,7 +57,7 @@ def choose_plan(path: Path | None, shape: ModelShape, *names: str) -> ChosenPlan
         plan = HeadPlan.load(path)
         plan.check_fits(shape)
         return ChosenPlan(plan=plan, heuristic=plan.provenance.get("method") == "heuristic")
-    shipped = find_plan(shape, *names)
+    shipped = find_plan(shape, *(name for name in names if name))
     if shipped is not None:
         return ChosenPlan(plan=shipped, heuristic=False)
     logger.warning(
