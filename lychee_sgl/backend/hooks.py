@@ -20,7 +20,7 @@ SPARSE_FLAG = "lychee_has_sparse_kv"
 
 
 class Hook(NamedTuple):
-    """A function around, before or after one of SGLang's."""
+    """A function around, before, after or in place of one of SGLang's."""
 
     target: str
     function: Callable[..., Any]
@@ -91,9 +91,13 @@ def _http_hooks() -> list[Hook]:
 
 
 def _cpu_hooks() -> list[Hook]:
-    from lychee_sgl.cpu import linear, threads
+    from lychee_sgl.cpu import grammar, linear, threads
 
+    xgrammar = "sglang.srt.constrained.xgrammar_backend"
     hooks = [
+        Hook(f"{xgrammar}._allocate_token_bitmask", grammar.allocate, "replace"),
+        Hook(f"{xgrammar}.XGrammarGrammar.apply_vocab_mask", grammar.apply_method, "replace"),
+        Hook(f"{xgrammar}.XGrammarGrammarBackend.apply_vocab_mask", grammar.apply, "replace"),
         Hook("sglang.srt.utils.common.support_triton", lambda *args, **kwargs: False, "after"),
         Hook("sglang.srt.model_executor.model_runner.ModelRunner._forward_raw", threads.around_forward, "around"),
     ]
@@ -121,7 +125,7 @@ def install() -> None:
     if "lychee" in ATTENTION_BACKENDS:
         return
     compat.check_version()
-    kinds: dict[str, HookType] = {"after": HookType.AFTER, "around": HookType.AROUND, "before": HookType.BEFORE}
+    kinds: dict[str, HookType] = {kind.value: kind for kind in HookType}
     for hook in hooks():
         HookRegistry.register(hook.target, hook.function, kinds[hook.when])
     add_attention_backend_choices(["lychee"])

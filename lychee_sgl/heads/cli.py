@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -117,14 +117,18 @@ def measure(
         prompts = needle_prompts(questions, tokens=(shortest, longest), seed=seed, kind="evaluation")
         again, sizes = _command(model), tuple(budget or ())
         report = score_plans(loaded, prompts, plans, budgets=sizes, seed=seed, command=again, tell=_say, cache=cache)
+        if record:
+            for path in heads:
+                rows = [row for row in report["plans"] if row["file"] == str(path)]
+                digest = _record(path, rows, again)
+                for row in rows:
+                    row["sha256"] = digest  # of the plan as it is now
         out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         for row in report["plans"]:
             _say(
                 f"{row['plan']} budget {row['budget']}: {row['answered']} of {row['questions']} as dense, "
                 f"{row['identical']} token for token, recall {row['recall']:.3f}"
             )
-            if record:
-                _record(Path(row["file"]), row, again)
 
 
 @app.command()
@@ -221,8 +225,13 @@ def _command(model: Path) -> str:
     return shlex.join(["lychee-sgl", *words])
 
 
-def _record(path: Path, row: dict[str, object], command: str) -> None:
-    plan = HeadPlan.load(path)
-    data = plan.to_dict()
-    data["provenance"].setdefault("scores", {})["needles"] = {**row, "command": command}
-    HeadPlan.from_dict(data).save(path)
+def _record(path: Path, rows: list[dict[str, Any]], command: str) -> str:
+    """Put a plan's scores into its provenance and give the plan's new hash."""
+    told = ("budget", "questions", "answered", "identical", "recall")
+    data = HeadPlan.load(path).to_dict()
+    scores = data["provenance"].setdefault("scores", {})
+    scores["needles"] = [{key: row[key] for key in told} for row in rows]
+    scores["needles_command"] = command
+    plan = HeadPlan.from_dict(data)
+    plan.save(path)
+    return plan.sha256()

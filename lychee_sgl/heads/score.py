@@ -107,6 +107,7 @@ def _row(file: str, plan: HeadPlan, budget: int, results: Sequence[Result]) -> d
         "file": file,
         "sha256": plan.sha256(),
         "method": plan.provenance.get("method"),
+        "made_by": plan.provenance.get("command"),
         "retrieval_heads": plan.retrieval_count,
         "heads": plan.head_count,
         "budget": budget,
