@@ -23,10 +23,10 @@ SECTION = re.compile(r"(?<=<!-- table: )(?P<name>[\w-]+) -->\n.*?(?=<!-- end -->
 Record = dict[str, Any]
 
 
-def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table; columns behind the first are aligned right."""
+def markdown(head: Iterable[str], rows: Iterable[Iterable[str]], *, left: int = 1) -> str:
+    """A table; the first `left` columns are aligned left, the others right."""
     names = list(head)
-    lines = [names, ["---", *["---:"] * (len(names) - 1)], *map(list, rows)]
+    lines = [names, [*["---"] * left, *["---:"] * (len(names) - left)], *map(list, rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -52,8 +52,8 @@ def origin(record: Record, file: str) -> str:
     """Where a measurement was taken, and how it is repeated."""
     machine, versions = record["machine"], record["versions"]
     return (
-        f"{machine['cpu']}, {machine['cores']} cores, SGLang {versions['sglang']}, torch {versions['torch']}, "
-        f"{record['date']}. Again: `{record['command']}`. Data: [{file}](docs/measurements/{file}).\n"
+        f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_before'][0]:.1f} before the run, "
+        f"SGLang {versions['sglang']}, torch {versions['torch']}, {record['date']}. Again: `{record['command']}`. Data: [{file}](docs/measurements/{file}).\n"
     )
 
 
@@ -78,26 +78,26 @@ def demo(record: Record, file: str) -> str:
         f"`make demo` hides a fact in a text of {table['context_tokens']:,} tokens, at {100 * table['depth']:.0f}% "
         f"of it, and asks: *{cell(table['question'])}* It is {table['expected']}.\n"
         f"The text is read once ({milliseconds(table['prefill_seconds'])}); all rows find it in the cache.\n\n"
-        f"{markdown(head, rows)}\n"
+        f"{markdown(head, rows, left=2)}\n"
         f"{cell(record['served']['model'])} with the head plan {cell(str(record['served']['plan']))}, "
         f"{origin(record, file)}"
     )
 
 
 def questions(record: Record, file: str) -> str:
-    """Ten questions, dense and at the default budget."""
+    """The other questions, dense and at the default budget."""
     if "counts" not in record:
         return ""
     counts, asked = record["counts"], record["questions"]
     sizes = [pair["context_tokens"] for pair in asked]
     budgets = sorted({str(pair["budget"]) for pair in asked})
-    shares = [pair["attended_fraction"] for pair in asked]
+    shares = [pair["attended_fraction"] for pair in asked if pair["attended_fraction"] is not None]
     return (
-        f"Ten other questions over texts of {min(sizes):,} to {max(sizes):,} tokens, asked dense and without the field "
-        f"(budget {' or '.join(budgets)}): **{counts['same_answer']} of {counts['questions']}** default answers are "
+        f"{counts['questions']} other questions, over texts of {min(sizes):,} to {max(sizes):,} tokens, asked dense "
+        f"and without the field (budget {' or '.join(budgets)}): **{counts['same_answer']} of {counts['questions']}** default answers are "
         f"the dense answer, {counts['same_text']} of them word for word.\n"
         f"Dense finds {counts['dense_correct']} of the numbers, the default {counts['default_correct']}; "
-        f"it reads {percent(sum(shares) / len(shares))} of the KV entries on average.\n"
+        f"it reads {percent(sum(shares) / len(shares) if shares else None)} of the KV entries on average.\n"
     )
 
 

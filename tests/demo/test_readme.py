@@ -49,7 +49,7 @@ def record() -> dict[str, Any]:
     return {
         "date": "2030-01-02",
         "command": "lychee-sgl demo",
-        "machine": {"cpu": "A CPU", "cores": 2},
+        "machine": {"cpu": "A CPU", "cores": 2, "load_before": [0.25, 1, 1]},
         "versions": {"sglang": "1", "torch": "2"},
         "served": {"model": "tiny", "plan": "plan_one"},
         "table": {
@@ -79,7 +79,10 @@ def test_a_section_is_written_anew(tables: ModuleType, record: dict[str, Any], t
     assert "| dense | It is 1234567 \\| \\*now\\* | yes | 100.0% | - | 30 ms | 1.3 s |" in new
     assert "| 512 | It is 1234567 \\| \\*now\\* | no | 54.5% | 90.0% | 30 ms | 1.3 s |" in new
     assert "a text of 6,751 tokens, at 50% of it" in new
-    assert "tiny with the head plan plan\\_one, A CPU, 2 cores, SGLang 1, torch 2, 2030-01-02." in new
+    assert (
+        "tiny with the head plan plan\\_one, A CPU, 2 cores, load 0.2 before the run, SGLang 1, torch 2, 2030-01-02."
+        in new
+    )
     assert "2,000 to 7,000 tokens" in new
     assert "**2 of 2** default answers are the dense answer, 1 of them word for word" in new
     assert "it reads 55.0% of the KV entries on average" in new
