@@ -53,7 +53,8 @@ def origin(record: Record, file: str) -> str:
     machine, versions = record["machine"], record["versions"]
     return (
         f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_before'][0]:.1f} before the run, "
-        f"SGLang {versions['sglang']}, torch {versions['torch']}, {record['date']}. Again: `{record['command']}`. Data: [{file}](docs/measurements/{file}).\n"
+        f"SGLang {versions['sglang']}, torch {versions['torch']}, {record['date']}. "
+        f"Again: `{record['command']}`. Data: [{file}](docs/measurements/{file}).\n"
     )
 
 
@@ -94,7 +95,8 @@ def questions(record: Record, file: str) -> str:
     shares = [pair["attended_fraction"] for pair in asked if pair["attended_fraction"] is not None]
     return (
         f"{counts['questions']} other questions, over texts of {min(sizes):,} to {max(sizes):,} tokens, asked dense "
-        f"and without the field (budget {' or '.join(budgets)}): **{counts['same_answer']} of {counts['questions']}** default answers are "
+        f"and without the field (budget {' or '.join(budgets)}): "
+        f"**{counts['same_answer']} of {counts['questions']}** default answers are "
         f"the dense answer, {counts['same_text']} of them word for word.\n"
         f"Dense finds {counts['dense_correct']} of the numbers, the default {counts['default_correct']}; "
         f"it reads {percent(sum(shares) / len(shares) if shares else None)} of the KV entries on average.\n"
