@@ -146,6 +146,9 @@ def test_measure_records_scores(
     assert told.exit_code == 0, told.output
     report = json.loads((tmp_path / "m.json").read_text())
     assert report["plans"][0]["answered"] == 2
-    scores = HeadPlan.load(heuristic).provenance["scores"]["needles"]
-    assert (scores["answered"], scores["questions"], scores["budget"]) == (2, 2, 4000)
+    plan = HeadPlan.load(heuristic)
+    assert plan.provenance["scores"]["needles"] == [
+        {"budget": 4000, "questions": 2, "answered": 2, "identical": 2, "recall": 1.0}
+    ]
+    assert report["plans"][0]["sha256"] == plan.sha256()
     assert "2 of 2 as dense, 2 token for token" in told.stdout

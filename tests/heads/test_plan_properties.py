@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lychee_sgl.heads.plan import AutoBudget, HeadPlan, ModelShape, PlanDefaults, PlanError
@@ -44,6 +44,7 @@ def plans(draw: st.DrawFn) -> HeadPlan:
     return HeadPlan(draw(names), model, roles, sources, draw(defaults()), provenance)
 
 
+@settings(deadline=None)  # a busy machine is no finding
 @given(plans())
 def test_json_round_trip(plan: HeadPlan) -> None:
     again = HeadPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
@@ -51,6 +52,7 @@ def test_json_round_trip(plan: HeadPlan) -> None:
     assert again.sha256() == plan.sha256()
 
 
+@settings(deadline=None)  # a busy machine is no finding
 @given(plans())
 def test_roots_retrieve_and_come_earlier(plan: HeadPlan) -> None:
     for layer, head in plan.sparse_heads():
@@ -63,6 +65,7 @@ def test_roots_retrieve_and_come_earlier(plan: HeadPlan) -> None:
     assert len(plan.sparse_heads()) + plan.retrieval_count == plan.head_count
 
 
+@settings(deadline=None)  # a busy machine is no finding
 @given(st.recursive(values, lambda inner: st.dictionaries(st.sampled_from(["schema", "version", "roles"]), inner)))
 def test_no_json_value_gives_anything_but_a_plan_error(data: Any) -> None:
     try:
@@ -72,6 +75,7 @@ def test_no_json_value_gives_anything_but_a_plan_error(data: Any) -> None:
     raise AssertionError("a plan without a model was accepted")
 
 
+@settings(deadline=None)  # a busy machine is no finding
 @given(plans(), st.sampled_from(["name", "model", "roles", "sources", "defaults", "provenance"]), values)
 def test_a_plan_with_one_entry_replaced_is_a_plan_or_a_plan_error(plan: HeadPlan, key: str, value: Any) -> None:
     data = {**plan.to_dict(), key: value}
