@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,6 +17,31 @@ app = typer.Typer(help="Measure speed against stock SGLang.", no_args_is_help=Tr
 @app.callback()
 def _main() -> None:
     """Measure speed against stock SGLang."""
+
+
+def _write(out: Path, record: dict[str, Any]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+@app.command()
+def start(out: Annotated[Path, typer.Option(help="Where the JSON goes.")] = Path("start.json")) -> None:
+    """Seconds from `lychee-sgl serve` to the first answer, and the memory of all processes after a long one."""
+    from lychee_sgl.bench import start as bench
+
+    console = Console(stderr=True)
+    try:
+        with tempfile.TemporaryDirectory() as state, console.status("") as status:
+            record = bench.run(Path(state), status.update)
+    except bench.StartError as error:
+        console.print(f"error: {error}", markup=False)
+        raise typer.Exit(1) from error
+    _write(out, record)
+    Console().print(
+        f"ready after {record['ready_seconds']:.0f} s, first answer after {record['first_answer_seconds']:.0f} s, "
+        f"all processes together {record['pss_gib_after_long']:.1f} GiB",
+        highlight=False,
+    )
 
 
 @app.command()
@@ -46,8 +71,7 @@ def cpu(
     except (StartFailed, bench.GateError) as error:
         console.print(f"error: {error}", markup=False)
         raise typer.Exit(1) from error
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=1) + "\n")
+    _write(out, record)
     table = Table(title="stock over lychee: how many times faster")
     for column in ("context", "per token, dense", "per token, 1024", "per token, 512", "first token after a hit"):
         table.add_column(column, justify="right")
