@@ -12,7 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 
 PACKAGES = ("lychee-sgl", "sglang", "torch", "triton", "numba", "numpy", "transformers")
@@ -66,6 +65,8 @@ def describe() -> dict[str, Any]:
 
 def float32_gflops(size: int = 1024, seconds: float = 2.0) -> float:
     """Measures this machine's float32 matrix product on all cores, in GFLOP/s: the best of what fits into the time."""
+    import numpy as np  # comes with the engine; the demo uses this module without one
+
     a = np.random.default_rng(0).standard_normal((size, size), dtype=np.float32)
     best, end = float("inf"), time.monotonic() + seconds
     while time.monotonic() < end:

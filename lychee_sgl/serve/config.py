@@ -147,6 +147,8 @@ def engine_service(
         max_total_tokens = max_total_tokens or CPU_MAX_TOTAL_TOKENS
         arguments["--watchdog-timeout"] = str(CPU_WATCHDOG_SECONDS)
         flags.append("--sleep-on-idle")  # an idle scheduler would keep a core busy
+        # An engine that failed would first wait a minute, with its clients, for dumps of a GPU that is not there.
+        environment = {"SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0", "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0", **environment}
         # Decode runs fastest on one thread; idle threads that spin would slow it down twentyfold.
         environment.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
     if max_total_tokens is not None:

@@ -42,6 +42,8 @@ def test_engine_on_a_cpu() -> None:
         "LYCHEE_RECALL_EVERY": "7",
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
+        "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0",
+        "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0",
     }
     assert spec.log == Path("/s/engine.log")
 
@@ -49,7 +51,13 @@ def test_engine_on_a_cpu() -> None:
 def test_engine_on_a_gpu_keeps_sglangs_choices() -> None:
     spec = engine(ServeConfig(), accelerator=True)
     assert not {"--max-total-tokens", "--sleep-on-idle", "--watchdog-timeout"} & set(spec.command)
-    assert "OMP_NUM_THREADS" not in spec.environment
+    assert not {"OMP_NUM_THREADS", "SGLANG_PYSPY_DUMP_BEFORE_CRASH"} & spec.environment.keys()
+
+
+def test_dumps_of_a_crash_can_be_asked_for() -> None:
+    assert (
+        engine(ServeConfig(), SGLANG_PYSPY_DUMP_BEFORE_CRASH="1").environment["SGLANG_PYSPY_DUMP_BEFORE_CRASH"] == "1"
+    )
 
 
 def test_options_win_over_the_environment_and_further_arguments_come_last() -> None:
