@@ -120,11 +120,30 @@ def cpu_speed(record: Record, file: str) -> str:
         )
     names = [name for name in record["contexts"][0]["per_token_seconds"] if name != "stock"]
     head = ("context", "stock", *names, "first token after a hit", "prefill")
+    floor, last = record["prefill_floor"], record["contexts"][-1]
+    prefill = (
+        f"A fresh prompt of {floor['tokens']:,} tokens takes {milliseconds(last['fresh_prefill_seconds']['lychee'])} "
+        f"(stock: {milliseconds(last['fresh_prefill_seconds']['stock'])}); its "
+        f"{floor['linear_gflop'] + floor['attention_gflop']:,.0f} GFLOP would take {milliseconds(floor['seconds'])} at "
+        f"the {record['float32_gflops']:.0f} GFLOP/s of this machine's float32 matrix product.\n\n"
+    )
     return (
         "## Speed on a CPU\n\n"
         "Time per token of stock SGLang (`torch_native`) and of lychee at three budgets, both running, asked in turn; "
         "in brackets and in the last columns, how many times faster than stock.\n\n"
         f"{markdown(head, rows)}\n"
+        f"{prefill}"
+        f"{origin(record, file)}"
+    )
+
+
+def start(record: Record, file: str) -> str:
+    """From a bare clone to the first answer."""
+    return (
+        f"From `make serve` in a bare clone to the first answer: {record['first_answer_seconds']:.0f} s, with the "
+        f"packages in uv's cache (else their download comes first). All processes together then hold "
+        f"{record['pss_gib_ready']:.1f} GiB, after a prompt of {record['long_context_tokens']:,} tokens "
+        f"{record['pss_gib_after_long']:.1f} GiB.\n"
         f"{origin(record, file)}"
     )
 
@@ -133,6 +152,7 @@ TABLES: dict[str, tuple[str, Callable[[Record, str], str]]] = {
     "demo": ("demo.json", demo),
     "questions": ("demo.json", questions),
     "cpu-speed": ("cpu-speed.json", cpu_speed),
+    "start": ("start.json", start),
 }
 
 

@@ -25,14 +25,17 @@ def _write(out: Path, record: dict[str, Any]) -> None:
 
 
 @app.command()
-def start(out: Annotated[Path, typer.Option(help="Where the JSON goes.")] = Path("start.json")) -> None:
+def start(
+    out: Annotated[Path, typer.Option(help="Where the JSON goes.")] = Path("start.json"),
+    fresh: Annotated[bool, typer.Option(help="Clone the project and run `make serve` there, from nothing.")] = False,
+) -> None:
     """Seconds from `lychee-sgl serve` to the first answer, and the memory of all processes after a long one."""
     from lychee_sgl.bench import start as bench
 
     console = Console(stderr=True)
     try:
         with tempfile.TemporaryDirectory() as state, console.status("") as status:
-            record = bench.run(Path(state), status.update)
+            record = bench.run(Path(state), status.update, fresh=fresh)
     except bench.StartError as error:
         console.print(f"error: {error}", markup=False)
         raise typer.Exit(1) from error

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -18,9 +19,8 @@ from lychee_sgl.serve.solo import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
-START_SECONDS = 900.0
+START_SECONDS = 1800.0
 QUESTION = "What is the capital of France?"
 LONG_WORDS = 6800
 """Words of one token each: with the chat template about 7,000 tokens."""
@@ -30,26 +30,40 @@ class StartError(RuntimeError):
     """The deployment ended, or was not ready in time."""
 
 
+def _clone(state: Path) -> Path:
+    """Clones the checkout that this package runs from, as its last commit has it."""
+    source = Path(__file__).parents[2]
+    clone = state / "clone"
+    subprocess.run(["git", "clone", "--quiet", str(source), str(clone)], check=True)
+    return clone
+
+
 @contextlib.contextmanager
-def deployment(state: Path) -> Iterator[tuple[int, str]]:
-    """Runs `lychee-sgl serve` as a user would, for the time of a block.
+def deployment(state: Path, *, fresh: bool) -> Iterator[tuple[int, str]]:
+    """Runs `lychee-sgl serve`, or `make serve` in a bare clone, for the time of a block.
 
     Args:
-        state: folder for its logs.
+        state: folder for its logs, and for the clone.
+        fresh: clone the project, and start with no environment and no unpacked model.
 
     Yields:
         The launcher's process id and the gateway's address, as soon as it has been started.
     """
     port, engine_port = free_port(), free_port()
-    command = [sys.executable, "-P", "-c", "from lychee_sgl.cli import main; main()", "serve"]
-    options = ["--port", str(port), "--engine-port", str(engine_port)]
+    environ = {**os.environ, "XDG_STATE_HOME": str(state)}
+    command = [sys.executable, "-P", "-c", "from lychee_sgl.cli import main; main()", "serve", "--port", str(port)]
+    command += ["--engine-port", str(engine_port)]
+    if fresh:
+        command = ["make", "-C", str(_clone(state)), "serve", f"PORT={port}", f"ARGS=--engine-port {engine_port}"]
+        # packages come out of uv's cache where it has them; the model is unpacked anew
+        environ = {**environ, "UV_CACHE_DIR": _uv_cache(), "XDG_CACHE_HOME": str(state / "cache")}
     with (state / "serve.log").open("wb") as log:
         process = subprocess.Popen(
-            [*command, *options],
+            command,
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "XDG_STATE_HOME": str(state)},
+            env=environ,
             start_new_session=True,
         )
         try:
@@ -57,6 +71,11 @@ def deployment(state: Path) -> Iterator[tuple[int, str]]:
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(timeout=120)
+
+
+def _uv_cache() -> str:
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return os.environ.get("UV_CACHE_DIR") or str(Path(base) / "uv")
 
 
 def ask(address: str, text: str, tokens: int, budget: int | str | None = None) -> dict[str, Any]:
@@ -71,11 +90,12 @@ def ask(address: str, text: str, tokens: int, budget: int | str | None = None) -
     return answer
 
 
-def run(state: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def run(state: Path, say: Callable[[str], None], *, fresh: bool) -> dict[str, Any]:
     """Starts a deployment and measures it.
 
     Args:
         state: folder for logs.
+        fresh: from a bare clone.
         say: gets a line for each thing begun.
 
     Returns:
@@ -84,10 +104,10 @@ def run(state: Path, say: Callable[[str], None]) -> dict[str, Any]:
     Raises:
         StartError: it was not ready in time.
     """
-    record: dict[str, Any] = {"kind": "start", **describe()}
+    record: dict[str, Any] = {"kind": "start", "fresh": fresh, **describe()}
+    say("make serve in a bare clone" if fresh else "lychee-sgl serve")
     begun = time.perf_counter()
-    say("lychee-sgl serve")
-    with deployment(state) as (pid, address), contextlib.closing(Probe(f"{address}/readyz")) as ready:
+    with deployment(state, fresh=fresh) as (pid, address), contextlib.closing(Probe(f"{address}/readyz")) as ready:
         while not ready():
             if time.perf_counter() - begun > START_SECONDS:
                 raise StartError(f"not ready after {START_SECONDS:.0f} s; see {state / 'serve.log'}")
