@@ -101,11 +101,18 @@ def test_a_changed_number_is_noticed(tables: ModuleType, record: dict[str, Any],
 
 
 def test_speed_has_stock_beside_every_budget(tables: ModuleType, record: dict[str, Any]) -> None:
-    context = {"context_tokens": 7000, "per_token_seconds": {"stock": 0.1, "dense": 0.05, "512": 0.02}}
+    context = {
+        "context_tokens": 7000,
+        "per_token_seconds": {"stock": 0.1, "dense": 0.05, "512": 0.02},
+        "fresh_prefill_seconds": {"stock": 40.0, "lychee": 20.0},
+    }
+    floor = {"tokens": 7000, "linear_gflop": 1000.0, "attention_gflop": 500.0, "seconds": 15.0}
+    measured = {"contexts": [context], "prefill_floor": floor, "float32_gflops": 100.0}
     ratio = {"per_token": {"dense": 2.0, "512": 5.0}, "first_token_after_hit": {"dense": 1.5}, "fresh_prefill": 1.25}
-    text = tables.cpu_speed({**record, "contexts": [context], "ratios": [ratio]}, "cpu-speed.json")
+    text = tables.cpu_speed({**record, **measured, "ratios": [ratio]}, "cpu-speed.json")
     assert "| context | stock | dense | 512 | first token after a hit | prefill |" in text
     assert "| 7,000 | 100 ms | 50 ms (2.00x) | 20 ms (5.00x) | 1.50x | 1.25x |" in text
+    assert "7,000 tokens takes 20.0 s (stock: 40.0 s); its 1,500 GFLOP would take 15.0 s at the 100 GFLOP/s" in text
 
 
 def test_an_unknown_table_is_an_error(tables: ModuleType, tmp_path: Path) -> None:
