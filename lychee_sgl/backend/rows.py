@@ -25,7 +25,7 @@ class Fallback(IntEnum):
 
 FALLBACK_NAMES = {Fallback.DENSE_BELOW: "dense_below", Fallback.BUDGET_COVERS_CONTEXT: "budget_covers_context"}
 
-MODE, BUDGET, SINKS, RECENT, PROMPT, RESERVED = range(6)
+MODE, BUDGET, SINKS, RECENT, PROMPT = COLUMNS = range(5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +44,13 @@ class StepRows:
 
 
 class RowTable:
-    """`params` int32 [max_reqs + 1, 6] and `values` float64 [max_reqs + 1], indexed by `req_pool_indices`.
+    """`params` int32 [max_reqs + 1, 5] and `values` float64 [max_reqs + 1], indexed by `req_pool_indices`.
 
     A slot that was never written is dense: so is SGLang's padding row 0, and so is a warm-up.
     """
 
     def __init__(self, max_reqs: int, device: torch.device | str) -> None:
-        self.params = torch.zeros((max_reqs + 1, 6), dtype=torch.int32, device=device)
+        self.params = torch.zeros((max_reqs + 1, len(COLUMNS)), dtype=torch.int32, device=device)
         self.params[:, BUDGET] = DENSE
         self.values = torch.zeros(max_reqs + 1, dtype=torch.float64, device=device)
 
@@ -62,7 +62,7 @@ class RowTable:
         index = torch.tensor(slots, dtype=torch.int64, device=device)
         self.params[index] = torch.tensor(
             [
-                [int(s.mode), s.budget, s.sinks, s.recent, prompt, 0]
+                [int(s.mode), s.budget, s.sinks, s.recent, prompt]
                 for s, prompt in zip(specs, prompt_tokens, strict=True)
             ],
             dtype=torch.int32,

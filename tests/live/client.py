@@ -33,6 +33,10 @@ class Client:
         self.address = address
         self.http = httpx.Client(base_url=address, timeout=600)
 
+    def close(self) -> None:
+        """Closes the connections."""
+        self.http.close()
+
     def generate(self, prompt: list[int], *, tokens: int = 64, budget: object = None, **params: object) -> Answer:
         custom = {} if budget is None else {"custom_params": {"lychee_budget": budget}}
         body = {

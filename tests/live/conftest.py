@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +23,18 @@ from client import Client
 def lychee(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """Our backend with the default plan, sparse from the first decode step on."""
     state = tmp_path_factory.mktemp("lychee")
-    with solo_engine(state, environ={"LYCHEE_DENSE_BELOW": "0", "LYCHEE_RECALL_EVERY": "4"}) as address:
-        yield Client(address)
+    with (
+        solo_engine(state, environ={"LYCHEE_DENSE_BELOW": "0", "LYCHEE_RECALL_EVERY": "4"}) as address,
+        closing(Client(address)) as client,
+    ):
+        yield client
 
 
 @pytest.fixture(scope="session")
 def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """SGLang's own CPU backend on the same platform."""
-    with solo_engine(tmp_path_factory.mktemp("stock"), backend="torch_native") as address:
-        yield Client(address)
+    with (
+        solo_engine(tmp_path_factory.mktemp("stock"), backend="torch_native") as address,
+        closing(Client(address)) as client,
+    ):
+        yield client
