@@ -150,14 +150,12 @@ def compiled_layer(group: int, head_dim: int) -> Callable[..., None]:
     G, D = group, head_dim
 
     @njit(fastmath=FAST, **OPTIONS)
-    def attend(
-        q: np.ndarray, k: np.ndarray, v: np.ndarray, slots: np.ndarray, head: int, scale: float,
-        scores: np.ndarray, out: np.ndarray, lse: np.ndarray,
+    def score(
+        q: np.ndarray, k: np.ndarray, slots: np.ndarray, head: int, scale: float, scores: np.ndarray
     ) -> None:  # fmt: skip
-        """One group over the given slots: output [G, D], log-sum-exp [G]; leaves the probabilities in scores [G, m]."""
-        m = slots.size
+        """Scaled scores [G, m] of one group against the given slots."""
         row = np.empty(D, np.float32)
-        for i in range(m):
+        for i in range(slots.size):
             key = k[slots[i], head]
             for d in range(D):
                 row[d] = _widen(key[d])
@@ -166,6 +164,15 @@ def compiled_layer(group: int, head_dim: int) -> Callable[..., None]:
                 for d in range(D):
                     dot += q[g, d] * row[d]
                 scores[g, i] = dot * scale
+
+    @njit(fastmath=FAST, **OPTIONS)
+    def attend(
+        q: np.ndarray, k: np.ndarray, v: np.ndarray, slots: np.ndarray, head: int, scale: float,
+        scores: np.ndarray, out: np.ndarray, lse: np.ndarray,
+    ) -> None:  # fmt: skip
+        """One group over the given slots: output [G, D], log-sum-exp [G]; leaves the probabilities in scores [G, m]."""
+        m = slots.size
+        score(q, k, slots, head, scale, scores)
         for g in range(G):
             top = np.float32(-np.inf)
             for i in range(m):
@@ -178,6 +185,7 @@ def compiled_layer(group: int, head_dim: int) -> Callable[..., None]:
             lse[g] = top + math.log(total)
             for i in range(m):
                 scores[g, i] /= total
+        row = np.empty(D, np.float32)
         acc = np.zeros((G, D), np.float32)
         for i in range(m):
             value = v[slots[i], head]
@@ -193,16 +201,7 @@ def compiled_layer(group: int, head_dim: int) -> Callable[..., None]:
     def full_lse(q: np.ndarray, k: np.ndarray, slots: np.ndarray, head: int, scale: float, scores: np.ndarray,
                  lse: np.ndarray) -> None:  # fmt: skip
         """Log-sum-exp [G] of a group over all slots, in float64."""
-        row = np.empty(D, np.float32)
-        for i in range(slots.size):
-            key = k[slots[i], head]
-            for d in range(D):
-                row[d] = _widen(key[d])
-            for g in range(G):
-                dot = np.float32(0.0)
-                for d in range(D):
-                    dot += q[g, d] * row[d]
-                scores[g, i] = dot * scale
+        score(q, k, slots, head, scale, scores)
         for g in range(G):
             top = np.float64(scores[g, : slots.size].max())
             total = 0.0
