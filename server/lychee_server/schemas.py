@@ -67,6 +67,7 @@ class PlanInfo(BaseModel):
     name: str
     method: str
     heuristic: bool
+    sha256: str | None = None
 
 
 class PlanDefaults(BaseModel):
@@ -82,3 +83,9 @@ class SparsityInfo(BaseModel):
     plan: PlanInfo
     defaults: PlanDefaults
     context_window: Annotated[int, Field(ge=1)]
+    # To tell whether a speed curve was measured on this engine; each may be unknown.
+    model: str | None = None
+    device: str | None = None
+    version: str | None = None
+    sglang: str | None = None
+    dense_below: int | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FilePath, ValidationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,6 +60,9 @@ class Settings(BaseModel):
         "is taken out of service after this time",
     )
     retry_after: int = Field(default=5, ge=1, le=3600, description="`Retry-After` of 429 and 503 answers")
+    curve_file: FilePath | None = Field(
+        default=None, description="the engine's speed curve, a JSON file that `lychee-sgl calibrate` wrote"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least severe log line")
     access_log: bool = Field(default=False, description="one log line for every request")
 

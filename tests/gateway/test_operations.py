@@ -30,7 +30,7 @@ def test_probes(gateway):
     assert gateway.http.get("/readyz").json() == {
         "status": "ready",
         "context_window": 8192,
-        "plan": {"name": "built-in", "method": "heuristic", "heuristic": True},
+        "plan": {"name": "built-in", "method": "heuristic", "heuristic": True, "sha256": "00"},
     }
 
 

@@ -26,7 +26,10 @@ def table(heading: str) -> list[list[str]]:
 
 
 def default_of(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    if value is None:
+        return "none"
+    shown = str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    return f"`{shown}`"
 
 
 def test_endpoints():
@@ -40,8 +43,7 @@ def test_endpoints():
 
 def test_settings():
     assert table("Settings") == [
-        [f"`{name}`", f"`{default_of(field.default)}`", field.description]
-        for name, field in Settings.model_fields.items()
+        [f"`{name}`", default_of(field.default), field.description] for name, field in Settings.model_fields.items()
     ]
 
 
