@@ -64,7 +64,7 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
 
     signal.signal(signal.SIGTERM, leave)
     host, port = listener.getsockname()[:2]
-    log.info("listening", extra={"host": host, "port": port, "engine_url": settings.engine_url})
+    log.info("listening", extra={"host": host, "port": port, "engines": settings.all_engine_urls})
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
 
@@ -72,7 +72,7 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lychee-gateway",
-        description="OpenAI's API in front of one SGLang engine, with a sparsity budget for each request.",
+        description="OpenAI's API in front of SGLang, with a sparsity budget for each request.",
         epilog=f"Every flag can be given as an environment variable too: --engine-url is {ENV_PREFIX}ENGINE_URL.",
     )
     for name, field in Settings.model_fields.items():

@@ -13,11 +13,10 @@ from lychee_server.admission import Admission
 from lychee_server.drain import Drain
 from lychee_server.errors import install_error_handlers
 from lychee_server.forward import Gateway
-from lychee_server.health import EngineMonitor
 from lychee_server.metrics import GatewayMetrics
 from lychee_server.middleware import RequestMiddleware
+from lychee_server.pool import EnginePool
 from lychee_server.routes import completions, models, operations
-from lychee_server.upstream import Upstream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -26,29 +25,27 @@ if TYPE_CHECKING:
 
 
 def create_app(
-    settings: Settings, upstream: Upstream | None = None, registry: CollectorRegistry | None = None
+    settings: Settings, engines: EnginePool | None = None, registry: CollectorRegistry | None = None
 ) -> FastAPI:
     """Build the application; all of its state is on `app.state`.
 
     Args:
         settings: validated settings.
-        upstream: the engine's client; the application closes it. Default: one for `settings.engine_url`.
+        engines: the engines; the application closes them. Default: those of the settings.
         registry: where the metrics go. Default: a new one.
     """
     registry = registry if registry is not None else CollectorRegistry()
-    upstream = upstream if upstream is not None else Upstream.connect(settings)
     metrics = GatewayMetrics(registry)
     gateway = Gateway(
         settings=settings,
-        upstream=upstream,
-        monitor=EngineMonitor(upstream, metrics, settings),
+        engines=engines if engines is not None else EnginePool.connect(settings, metrics),
         metrics=metrics,
         admission=Admission(settings.max_concurrency),
         drain=Drain(settings.drain_timeout),
     )
     app = FastAPI(
         title="lychee gateway",
-        summary="OpenAI's API in front of one SGLang engine, with a sparsity budget for each request",
+        summary="OpenAI's API in front of SGLang, with a sparsity budget for each request",
         lifespan=_lifespan,
         redirect_slashes=False,
         redoc_url=None,
@@ -65,11 +62,11 @@ def create_app(
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gateway: Gateway = app.state.gateway
-    watching = asyncio.create_task(gateway.monitor.run(), name="engine-monitor")
+    watching = asyncio.create_task(gateway.engines.run(), name="engine-monitors")
     try:
         yield
     finally:
         watching.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await watching
-        await gateway.upstream.aclose()
+        await gateway.engines.aclose()

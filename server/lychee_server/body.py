@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from lychee_server.schemas import LycheeRequest
 
 
+HEAD_CHARACTERS = 4096
+"""How much of a prompt the choice of an engine goes by: a document behind a common system prompt still counts."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """A checked request, ready to be sent.
@@ -26,6 +30,7 @@ class Completion:
         stream: whether the caller wants a stream.
         rids: the names under which the engine can be told to abort it.
         choices: how many choices the answer will have.
+        head: the prompt's beginning, for the choice of an engine.
     """
 
     body: bytes
@@ -33,6 +38,7 @@ class Completion:
     stream: bool
     rids: tuple[str, ...]
     choices: int
+    head: bytes = b""
 
 
 async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
@@ -127,6 +133,7 @@ def prepare(body: dict[str, Any], context_window: int, required: str) -> Complet
         # SGLang names the prompts of a batch RID_0, RID_1, ...; the samples of a prompt go by the prompt's name.
         rids=(rid,) if prompts == 1 else tuple(f"{rid}_{index}" for index in range(prompts)),
         choices=prompts * samples,
+        head=prompt_head(body[required]),
     )
 
 
@@ -145,6 +152,26 @@ def _prompts(prompt: object) -> int:
     if isinstance(prompt, list) and isinstance(prompt[0], str | list):
         return len(prompt)
     return 1
+
+
+def prompt_head(prompt: object) -> bytes:
+    """Return the first characters of a prompt (text, tokens, a batch of them, or messages), as bytes."""
+    parts: list[str] = []
+    room = HEAD_CHARACTERS
+    waiting = [prompt]
+    while waiting and room > 0:
+        value = waiting.pop()
+        if isinstance(value, str):
+            parts.append(value[:room])
+            room -= len(parts[-1])
+        elif isinstance(value, int):
+            parts.append(f"{value},")
+            room -= len(parts[-1])
+        elif isinstance(value, list):
+            waiting.extend(reversed(value[:HEAD_CHARACTERS]))
+        elif isinstance(value, dict):
+            waiting.extend((value.get("text"), value.get("content"), value.get("role")))
+    return "".join(parts).encode(errors="surrogatepass")
 
 
 def _dump(body: dict[str, Any]) -> bytes:

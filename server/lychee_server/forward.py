@@ -16,6 +16,7 @@ from lychee_server.errors import (
     CLIENT_GONE,
     EngineFailed,
     EngineLost,
+    EngineUnavailable,
     EngineUnreachable,
     GatewayError,
     ShuttingDown,
@@ -32,11 +33,12 @@ if TYPE_CHECKING:
     from lychee_server.admission import Admission
     from lychee_server.body import Completion
     from lychee_server.drain import Drain
-    from lychee_server.health import EngineInfo, EngineMonitor
+    from lychee_server.health import EngineInfo
     from lychee_server.metrics import GatewayMetrics
     from lychee_server.middleware import RequestRecord
+    from lychee_server.pool import Engine, EnginePool
     from lychee_server.settings import Settings
-    from lychee_server.upstream import EngineResponse, Upstream
+    from lychee_server.upstream import EngineResponse
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +52,7 @@ class Gateway:
     """The parts that a request needs, made once by `create_app`."""
 
     settings: Settings
-    upstream: Upstream
-    monitor: EngineMonitor
+    engines: EnginePool
     metrics: GatewayMetrics
     admission: Admission
     drain: Drain
@@ -81,26 +82,24 @@ class EngineAnswer(Response):
         self._record = record
         self._tally = AnswerTally(completion, gateway.metrics, record.started)
         self._streaming = False
+        self._asked: Engine | None = None  # the engine that may be working on it
         self.background = None
         self.status_code = 200
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward the request and answer it; raises `GatewayError` as long as nothing has been sent."""
         with self._gateway.admission.slot():
-            unreachable = False
             try:
                 await self._first_of(self._work(scope, receive, send), receive)
             except _ClientGone:
                 self._record.status = CLIENT_GONE
             except GatewayError as error:
-                unreachable = isinstance(error, EngineUnreachable)
-                self._gateway.monitor.report(error)
                 if not self._streaming:
                     raise
                 await self._end_stream(error, send)
             finally:
-                if not self._tally.done and not unreachable:
-                    await self._gateway.upstream.abort(self._completion.rids)
+                if not self._tally.done and self._asked is not None:
+                    await self._asked.upstream.abort(self._completion.rids)
 
     async def _first_of(self, work: Coroutine[None, None, None], receive: Receive) -> None:
         """Do the work, unless the client leaves or the shutdown's time is over before."""
@@ -122,20 +121,47 @@ class EngineAnswer(Response):
             raise ShuttingDown("the gateway is shutting down; the answer could not be completed in time")
 
     async def _work(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Ask one engine after the other, until one has begun to answer or has refused the request."""
+        engines = self._gateway.engines
+        tried: list[Engine] = []
+        while True:
+            engine = engines.choose(self._completion.head, tried)
+            try:
+                with engine.hold():
+                    response = await self._ask(engine, send)
+                break
+            except EngineUnavailable as error:
+                tried.append(engine)
+                if self._streaming or not engines.has_another(tried):
+                    raise
+                self._gateway.metrics.engine_retried(engine.name)
+                log.warning(
+                    "a request goes to another engine",
+                    extra={"request_id": self._record.request_id, "engine": engine.name, "error": error.message},
+                )
+        if response is not None:
+            await response(scope, receive, send)
+            self._gateway.metrics.request_answered(time.perf_counter() - self._record.started)
+
+    async def _ask(self, engine: Engine, send: Send) -> Response | None:
+        """Send the request to an engine; returns its answer, or None when it was a stream that has been sent."""
         settings = self._gateway.settings
         silence = settings.stream_idle_timeout if self._completion.stream else settings.response_timeout
-        async with self._gateway.upstream.open(self._path, self._completion.body, self._trace, silence) as answer:
-            if answer.status >= 400:
+        self._asked = engine
+        try:
+            async with engine.upstream.open(self._path, self._completion.body, self._trace, silence) as answer:
+                if answer.status >= 400:
+                    body = await answer.read()
+                    self._asked = None  # it has refused: nothing is left to abort
+                    raise engine_error(answer.status, body)
+                if answer.is_event_stream:
+                    await self._relay_events(answer, send)
+                    return None
                 body = await answer.read()
-                self._tally.done = True  # the engine has refused it: nothing is left to abort
-                raise engine_error(answer.status, body)
-            if answer.is_event_stream:
-                await self._relay_events(answer, send)
-                return
-            body = await answer.read()
-        response = self._whole(body)
-        await response(scope, receive, send)
-        self._gateway.metrics.request_answered(time.perf_counter() - self._record.started)
+        except EngineUnreachable:
+            self._asked = None
+            raise
+        return self._whole(body)
 
     def _whole(self, body: bytes) -> Response:
         parsed = parse_object(body)

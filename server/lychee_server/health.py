@@ -1,4 +1,4 @@
-"""Watches the engine: is it there, has it generated a token since its start, what is its plan."""
+"""Watches one engine: is it there, has it generated a token since its start, what is its plan."""
 
 from __future__ import annotations
 
@@ -36,14 +36,15 @@ class EngineInfo:
 
 
 class EngineMonitor:
-    """Polls the engine and knows whether requests can be sent to it.
+    """Polls one engine and knows whether requests can be sent to it.
 
     Three states: *away* (no connection), *starting* (connection, no token yet) and *ready*. A ready engine that
     refuses a connection is away at once. One that accepts connections but does not answer /health in time, or
     answers 503, stays in service for `unhealthy_after` seconds: SGLang does so during a long prefill.
     """
 
-    def __init__(self, upstream: Upstream, metrics: GatewayMetrics, settings: Settings) -> None:
+    def __init__(self, name: str, upstream: Upstream, metrics: GatewayMetrics, settings: Settings) -> None:
+        self._name = name
         self._upstream = upstream
         self._metrics = metrics
         self._settings = settings
@@ -53,6 +54,11 @@ class EngineMonitor:
         self._was_ready = False
         self._was_away = False
         self._look = asyncio.Event()
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests can be sent to it."""
+        return self._info is not None
 
     def require(self) -> EngineInfo:
         """Return what is known of the engine.
@@ -78,7 +84,7 @@ class EngineMonitor:
             try:
                 await self._check()
             except Exception:  # broad: a watcher that died would leave the gateway blind for good
-                log.exception("looking at the engine failed")
+                log.exception("looking at the engine failed", extra={"engine": self._name})
             try:
                 async with asyncio.timeout(self._settings.health_interval):
                     await self._look.wait()
@@ -118,10 +124,10 @@ class EngineMonitor:
         self._info = info
         self._last_healthy = time.monotonic()
         if self._was_ready and self._was_away:
-            self._metrics.engine_restarted()
+            self._metrics.engine_restarted(self._name)
         self._was_ready, self._was_away = True, False
-        self._metrics.engine_ready(info.sparsity.plan if info.sparsity else None)
-        log.info("the engine is ready", extra={"context_window": info.context_window})
+        self._metrics.engine_ready(self._name, info.sparsity.plan if info.sparsity else None)
+        log.info("the engine is ready", extra={"engine": self._name, "context_window": info.context_window})
 
     async def _fetch_info(self) -> EngineInfo:
         status, body = await self._upstream.get("/lychee/info", self._settings.health_timeout)
@@ -143,13 +149,13 @@ class EngineMonitor:
         window = cards[0].get("max_model_len") if isinstance(cards, list) and cards else None
         if not isinstance(window, int):
             raise EngineUnavailable("it has neither /lychee/info nor a max_model_len in /v1/models")
-        log.warning("the engine runs without the lychee plug-in: all answers are dense")
+        log.warning("the engine runs without the lychee plug-in: all answers are dense", extra={"engine": self._name})
         return EngineInfo(context_window=window, sparsity=None)
 
     def _lose(self, why: str, *, away: bool) -> None:
         if self._info is not None:
-            log.warning("the engine is out of service", extra={"why": why})
+            log.warning("the engine is out of service", extra={"engine": self._name, "why": why})
         self._info = None
         self._why_not = why
         self._was_away = self._was_away or away
-        self._metrics.engine_lost()
+        self._metrics.engine_lost(self._name)

@@ -121,17 +121,39 @@ class GatewayMetrics:
 
     def _engine_metrics(self, registry: CollectorRegistry) -> None:
         self._engine_up = Gauge(
-            "lychee_engine_up", "1 when the engine has generated a token since it was last away.", registry=registry
+            "lychee_engine_up",
+            "1 when the engine has generated a token since it was last away.",
+            ["engine"],
+            registry=registry,
         )
         self._restarts = Counter(
             "lychee_engine_restarts_seen_total",
             "Times the engine became ready again after its address refused connections.",
+            ["engine"],
             registry=registry,
         )
         self._plan = Gauge(
             "lychee_plan_info",
             "1 for the head plan the engine runs with.",
-            ["name", "method", "heuristic"],
+            ["engine", "name", "method", "heuristic"],
+            registry=registry,
+        )
+        self._engine_load = Gauge(
+            "lychee_engine_requests_in_flight",
+            "Completion requests the engine works on.",
+            ["engine"],
+            registry=registry,
+        )
+        self._breaker = Gauge(
+            "lychee_engine_breaker_open",
+            "1 while the engine gets no requests because it failed too often in a row.",
+            ["engine"],
+            registry=registry,
+        )
+        self._retries = Counter(
+            "lychee_engine_retries_total",
+            "Requests the engine failed before the first byte of the answer, and another engine got.",
+            ["engine"],
             registry=registry,
         )
 
@@ -189,17 +211,29 @@ class GatewayMetrics:
             known = summary.dense_fallback in FALLBACK_REASONS
             self._fallbacks.labels(summary.dense_fallback if known else OTHER).inc()
 
-    def engine_ready(self, plan: PlanInfo | None) -> None:
+    def engine_ready(self, engine: str, plan: PlanInfo | None) -> None:
         """The engine is ready, with this plan (None: without the plug-in)."""
-        self._engine_up.set(1)
-        self._plan.clear()
+        self._engine_up.labels(engine).set(1)
+        self._plan.remove_by_labels({"engine": engine})
         if plan is not None:
-            self._plan.labels(plan.name, plan.method, str(plan.heuristic).lower()).set(1)
+            self._plan.labels(engine, plan.name, plan.method, str(plan.heuristic).lower()).set(1)
 
-    def engine_lost(self) -> None:
+    def engine_lost(self, engine: str) -> None:
         """The engine is out of service."""
-        self._engine_up.set(0)
+        self._engine_up.labels(engine).set(0)
 
-    def engine_restarted(self) -> None:
+    def engine_restarted(self, engine: str) -> None:
         """The engine is ready again after it had been away."""
-        self._restarts.inc()
+        self._restarts.labels(engine).inc()
+
+    def engine_load(self, engine: str, requests: int) -> None:
+        """The engine works on so many completions."""
+        self._engine_load.labels(engine).set(requests)
+
+    def engine_breaker(self, engine: str, *, open: bool) -> None:
+        """The engine's breaker is open or closed."""
+        self._breaker.labels(engine).set(int(open))
+
+    def engine_retried(self, engine: str) -> None:
+        """Another engine got a request on which this one had failed."""
+        self._retries.labels(engine).inc()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FilePath, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FilePath, SecretStr, ValidationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +26,18 @@ def _http_url(url: str) -> str:
     return url.rstrip("/")
 
 
+def _split(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _different(urls: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(urls)) != len(urls):
+        raise ValueError("must all be different")
+    return urls
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+EngineUrls = Annotated[tuple[HttpUrl, ...], BeforeValidator(_split), AfterValidator(_different), Field(max_length=64)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
@@ -34,8 +46,12 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    engine_url: Annotated[str, AfterValidator(_http_url)] = Field(
-        default="http://127.0.0.1:8001", description="address of the SGLang engine"
+    engine_url: HttpUrl = Field(default="http://127.0.0.1:8001", description="address of the SGLang engine")
+    engine_urls: EngineUrls = Field(
+        default=(), description="addresses of several engines with the same model, with commas; instead of `engine_url`"
+    )
+    engine_api_key: SecretStr | None = Field(
+        default=None, description="key that the engines want (SGLang's `--api-key`)"
     )
     host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
@@ -59,12 +75,21 @@ class Settings(BaseModel):
         description="an engine that accepts connections but is not healthy (a long prefill can do that) "
         "is taken out of service after this time",
     )
+    breaker_failures: int = Field(
+        default=5, ge=1, le=1000, description="failures in a row after which an engine gets no requests for a while"
+    )
+    breaker_pause: Seconds = Field(default=10.0, description="how long; then one request tries it")
     retry_after: int = Field(default=5, ge=1, le=3600, description="`Retry-After` of 429 and 503 answers")
     curve_file: FilePath | None = Field(
         default=None, description="the engine's speed curve, a JSON file that `lychee-sgl calibrate` wrote"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least severe log line")
     access_log: bool = Field(default=False, description="one log line for every request")
+
+    @property
+    def all_engine_urls(self) -> tuple[str, ...]:
+        """The engines' addresses, at least one."""
+        return self.engine_urls or (self.engine_url,)
 
 
 def load_settings(environ: Mapping[str, str], flags: Mapping[str, str]) -> Settings:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import httpx
 import openai
@@ -32,9 +33,16 @@ class RunningGateway:
     server: ThreadedServer
     registry: CollectorRegistry
     http: httpx.Client
+    engine: str  # label of its (first) engine
 
     def value(self, name: str, /, **labels: str) -> float:
         return self.registry.get_sample_value(name, labels) or 0.0
+
+    def of_engine(self, name: str) -> float:
+        """A value of the metrics with the label `engine`; there must be one engine only."""
+        samples = [s for family in self.registry.collect() for s in family.samples if s.name == name]
+        (value,) = [sample.value for sample in samples] or [0.0]
+        return value
 
     def total(self, name: str, /, **labels: str) -> float:
         """A value once no completion is in flight: a client has its answer a moment before it is counted."""
@@ -75,7 +83,7 @@ def start_gateway(running: RunningEngine) -> Iterator[Callable[..., RunningGatew
             server = ThreadedServer(app, lambda config: DrainingServer(config, drain, chosen.drain_timeout))
             stack.enter_context(serving(server))
             http = stack.enter_context(httpx.Client(base_url=server.url, timeout=20))
-            gateway = RunningGateway(server, registry, http)
+            gateway = RunningGateway(server, registry, http, urlsplit(chosen.all_engine_urls[0]).netloc)
             if wait:
                 wait_until(gateway.ready)
             return gateway

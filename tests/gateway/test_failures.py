@@ -40,12 +40,12 @@ def test_no_engine_at_the_start(running, start_gateway):
         assert "cannot be reached" in unavailable(reply)
     assert time.monotonic() - begin < 1
     assert gateway.http.get("/livez").status_code == 200
-    assert gateway.value("lychee_engine_up") == 0
+    assert gateway.of_engine("lychee_engine_up") == 0
     running.server.start()
     wait_until(gateway.ready)
     assert gateway.chat().status_code == 200
-    assert gateway.value("lychee_engine_up") == 1
-    assert gateway.value("lychee_engine_restarts_seen_total") == 0
+    assert gateway.of_engine("lychee_engine_up") == 1
+    assert gateway.of_engine("lychee_engine_restarts_seen_total") == 0
 
 
 def test_engine_goes_and_comes_back(running, gateway):
@@ -57,7 +57,7 @@ def test_engine_goes_and_comes_back(running, gateway):
         running.server.start()
         wait_until(gateway.ready)
         assert gateway.chat().status_code == 200
-        assert gateway.value("lychee_engine_restarts_seen_total") == times
+        assert gateway.of_engine("lychee_engine_restarts_seen_total") == times
     assert running.engine.tokens_generated == 3
 
 
@@ -88,7 +88,7 @@ def test_busy_engine_stays_in_service_and_a_sick_one_does_not(running, start_gat
     assert "/health answers 503" in unavailable(gateway.chat())
     running.engine.health = 200
     wait_until(gateway.ready)
-    assert gateway.value("lychee_engine_restarts_seen_total") == 0
+    assert gateway.of_engine("lychee_engine_restarts_seen_total") == 0
 
 
 @pytest.mark.parametrize("events", [chat_events()[:3], [*chat_events()[:3], Broken()]], ids=["ends", "breaks"])

@@ -90,17 +90,20 @@ def test_requests_by_route_and_status(gateway):
 
 
 def test_plan_and_engine(gateway):
-    assert gateway.value("lychee_engine_up") == 1
-    assert gateway.total("lychee_plan_info", name="built-in", method="heuristic", heuristic="true") == 1
+    assert gateway.of_engine("lychee_engine_up") == 1
+    plan = {"name": "built-in", "method": "heuristic", "heuristic": "true"}
+    assert gateway.total("lychee_plan_info", engine=gateway.engine, **plan) == 1
 
 
 def test_only_the_current_plan_is_shown():
     registry = CollectorRegistry()
     metrics = GatewayMetrics(registry)
-    metrics.engine_ready(PlanInfo(name="a", method="m", heuristic=True))
-    metrics.engine_ready(PlanInfo(name="b", method="m", heuristic=False))
+    metrics.engine_ready("e:1", PlanInfo(name="a", method="m", heuristic=True))
+    metrics.engine_ready("e:1", PlanInfo(name="b", method="m", heuristic=False))
     (family,) = [family for family in registry.collect() if family.name == "lychee_plan_info"]
-    assert [sample.labels for sample in family.samples] == [{"name": "b", "method": "m", "heuristic": "false"}]
+    assert [sample.labels for sample in family.samples] == [
+        {"engine": "e:1", "name": "b", "method": "m", "heuristic": "false"}
+    ]
 
 
 def test_a_reason_of_the_engine_cannot_add_labels():

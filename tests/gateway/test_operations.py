@@ -37,7 +37,7 @@ def test_probes(gateway):
 def test_metrics_in_both_formats(gateway):
     plain = gateway.http.get("/metrics")
     assert plain.headers["content-type"].startswith("text/plain")
-    assert "lychee_engine_up 1.0" in plain.text
+    assert f'lychee_engine_up{{engine="{gateway.engine}"}} 1.0' in plain.text
     other = gateway.http.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
     assert other.headers["content-type"].startswith("application/openmetrics-text")
     assert other.text.endswith("# EOF\n")

@@ -26,7 +26,7 @@ def table(heading: str) -> list[list[str]]:
 
 
 def default_of(value: object) -> str:
-    if value is None:
+    if value in (None, ()):
         return "none"
     shown = str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
     return f"`{shown}`"
@@ -53,7 +53,11 @@ def everything_happened() -> CollectorRegistry:
     metrics = GatewayMetrics(registry)
     metrics.request_counted("other", 200)
     metrics.summary(EngineSummary(**{**SUMMARY, "dense_fallback": "dense_below"}), "default")
-    metrics.engine_ready(PlanInfo(name="a", method="b", heuristic=False))
+    metrics.engine_ready("e:1", PlanInfo(name="a", method="b", heuristic=False))
+    metrics.engine_load("e:1", 0)
+    metrics.engine_breaker("e:1", open=False)
+    metrics.engine_restarted("e:1")
+    metrics.engine_retried("e:1")
     return registry
 
 

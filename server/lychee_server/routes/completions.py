@@ -34,7 +34,7 @@ async def completions(request: Request) -> Response:
 async def _forward(request: Request, path: str, required: str) -> Response:
     gateway: Gateway = request.app.state.gateway
     record: RequestRecord = request.state.record
-    engine = gateway.monitor.require()
+    engine = gateway.engines.require()
     body = await read_json_object(request, gateway.settings.max_body_bytes)
     completion = prepare(body, engine.context_window, required)
     trace = {name: request.headers[name] for name in _TRACE_HEADERS if name in request.headers}

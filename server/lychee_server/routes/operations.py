@@ -28,7 +28,7 @@ async def readyz(request: Request) -> dict[str, Any]:
     gateway: Gateway = request.app.state.gateway
     if gateway.drain.begun:
         raise ShuttingDown("the gateway is shutting down")
-    engine = gateway.monitor.require()
+    engine = gateway.engines.require()
     plan = engine.sparsity.plan.model_dump() if engine.sparsity else None
     return {"status": "ready", "context_window": engine.context_window, "plan": plan}
 
