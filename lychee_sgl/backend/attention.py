@@ -50,6 +50,7 @@ class DecodeStep:
                 budget=bound[b],
                 context=lengths[b],
                 recall=mass[b] / heads[b] if heads[b] else None,
+                batch=len(lengths),
             )
             for b in range(len(lengths))
         ]

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 from contextlib import aclosing
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from lychee_sgl import __version__
 from lychee_sgl.backend.plans import ChosenPlan, choose_plan, model_shape
 from lychee_sgl.backend.request import BudgetRequest, resolve
-from lychee_sgl.backend.summary import INFO_KEY, summarise
+from lychee_sgl.backend.summary import INFO_KEY, Times, summarise
 from lychee_sgl.config import EngineConfig
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Engine:
             "context_window": self.context_window,
             "model": self.model,
             "device": self.device,
+            "sglang": version("sglang"),
         }
 
 
@@ -120,7 +122,7 @@ def summary_of(manager: Any, obj: Any) -> dict[str, Any] | None:
         [meta.get(INFO_KEY, ()) for meta in metas],
         resolve(asked, engine.chosen.plan.defaults, prompt),
         prompt + max(meta.get("completion_tokens", 0) for meta in metas),
-        metas[0].get("queue_time"),
+        Times.of(metas),
     )
 
 

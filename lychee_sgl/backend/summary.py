@@ -8,7 +8,7 @@ from lychee_sgl.backend.request import DENSE, MODE_NAMES
 from lychee_sgl.backend.rows import FALLBACK_NAMES, Fallback
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from lychee_sgl.backend.request import RowSpec
 
@@ -26,6 +26,7 @@ class Step(NamedTuple):
         budget: tokens a set might hold at this step; `DENSE`, or the context's length where nothing bounds it.
         context: tokens in the context, the current one included.
         recall: attention mass held by the sparse heads' sets; None where the step was not audited.
+        batch: requests that took this step together.
     """
 
     attended: int
@@ -34,6 +35,7 @@ class Step(NamedTuple):
     budget: int
     context: int
     recall: float | None
+    batch: int
 
     @property
     def sparse(self) -> bool:
@@ -41,11 +43,39 @@ class Step(NamedTuple):
         return self.budget != DENSE and self.fallback == Fallback.NONE
 
 
+class Times(NamedTuple):
+    """Seconds of an answer, as SGLang's own clock has them; None where SGLang runs without metrics.
+
+    Attributes:
+        queue: wait before the prefill.
+        decode: from the end of the prefill to the end of the choice, added up over the choices that decoded.
+        engine: from the request's arrival to the end of its last choice.
+    """
+
+    queue: float | None = None
+    decode: float | None = None
+    engine: float | None = None
+
+    @classmethod
+    def of(cls, metas: Sequence[Mapping[str, Any]]) -> Times:
+        """Reads the times out of the last `meta_info` of each choice."""
+        first = metas[0]
+        decode = [
+            meta["request_finished_ts"] - meta["prefill_finished_time"]
+            for meta in metas
+            if meta.get("completion_tokens", 0) > 1 and {"request_finished_ts", "prefill_finished_time"} <= meta.keys()
+        ]
+        ends = [meta["request_finished_ts"] for meta in metas if "request_finished_ts" in meta]
+        known = len(ends) == len(metas) and "request_received_ts" in first
+        return cls(
+            queue=first.get("queue_time"),
+            decode=sum(decode) if decode else None,
+            engine=max(ends) - first["request_received_ts"] if known else None,
+        )
+
+
 def summarise(
-    choices: Sequence[Iterable[Step | None]],
-    spec: RowSpec,
-    context_tokens: int,
-    queue_seconds: float | None = None,
+    choices: Sequence[Iterable[Step | None]], spec: RowSpec, context_tokens: int, times: Times
 ) -> dict[str, Any]:
     """Adds up the steps of an answer's choices.
 
@@ -53,7 +83,7 @@ def summarise(
         choices: for each choice its steps, one an output token; None for a token that came out of a prefill.
         spec: what the request resolved to.
         context_tokens: prompt and answer, of the longest choice.
-        queue_seconds: time in the engine's queue, where it is known.
+        times: what the answer took.
 
     Returns:
         The object `lychee` of an answer.
@@ -77,5 +107,8 @@ def summarise(
         "recall": sum(recalls) / len(recalls) if recalls else None,
         "recall_steps": len(recalls),
         "dense_fallback": FALLBACK_NAMES[Fallback(fallbacks[-1])] if fallbacks else None,
-        "queue_seconds": queue_seconds,
+        "mean_batch": sum(s.batch for s in steps) / len(steps) if steps else None,
+        "queue_seconds": times.queue,
+        "decode_seconds": times.decode,
+        "engine_seconds": times.engine,
     }

@@ -61,9 +61,9 @@ def forward(backend, reqs, mode):
 
 def test_a_sparse_step_marks_its_request_until_it_is_prefilled_again() -> None:
     dense, sparse = SimpleNamespace(), SimpleNamespace()
-    steps = [Step(10, 10, 1, 5, 10, None), Step(4, 10, 0, 5, 10, 0.5)]
+    steps = [Step(10, 10, 1, 5, 10, None, 2), Step(4, 10, 0, 5, 10, 0.5, 2)]
     info = forward(FakeBackend(steps), [dense, sparse], "decode")
-    assert info == {"lychee": [(10, 10, 1, 5, 10, None), (4, 10, 0, 5, 10, 0.5)]}
+    assert info == {"lychee": [(10, 10, 1, 5, 10, None, 2), (4, 10, 0, 5, 10, 0.5, 2)]}
     assert not getattr(dense, hooks.SPARSE_FLAG, False)
     assert getattr(sparse, hooks.SPARSE_FLAG)
     backend = FakeBackend(None)
