@@ -22,6 +22,7 @@ ROOMS: Final = {
     "heads": ("lychee_sgl.heads.cli", "Show, check and calibrate head plans."),
     "demo": ("lychee_sgl.demo.cli", "Find a needle in a long text, sparse and dense."),
     "bench": ("lychee_sgl.bench.cli", "Measure speed against stock SGLang on this machine."),
+    "calibrate": ("lychee_sgl.bench.calibrate", "Measure an engine's time per token against budget, context, batch."),
 }
 
 app = typer.Typer(

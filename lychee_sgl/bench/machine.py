@@ -47,6 +47,22 @@ def _version(package: str) -> str | None:
         return None
 
 
+def device_name(*, accelerator: bool) -> str:
+    """Names this machine's NVIDIA GPUs by the first of them, or its CPU and cores.
+
+    Args:
+        accelerator: whether the GPUs are asked for; where none can be asked, it is the CPU.
+    """
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        found = []
+    if accelerator and found:
+        return f"{len(found)} x {found[0].strip()}"
+    return f"{_cpu_name()}, {len(os.sched_getaffinity(0))} cores"
+
+
 def describe() -> dict[str, Any]:
     """Gives command, date, commit, machine and versions of this run."""
     return {
