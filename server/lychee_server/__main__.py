@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from lychee_server.app import create_app
+from lychee_server.curve import CurveError
 from lychee_server.drain import DrainingServer
 from lychee_server.logs import configure_logging
 from lychee_server.settings import ENV_PREFIX, Settings, SettingsError, load_settings
@@ -21,6 +22,8 @@ from lychee_server.settings import ENV_PREFIX, Settings, SettingsError, load_set
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
+
+    from fastapi import FastAPI
 
     from lychee_server.forward import Gateway
 
@@ -39,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = {name: value for name, value in vars(_parser().parse_args(arguments)).items() if value is not None}
     try:
         settings = load_settings(os.environ, flags)
-    except SettingsError as error:
+        app = create_app(settings)
+    except (SettingsError, CurveError) as error:
         return _fail(str(error), BAD_SETTINGS)
     try:
         listener = _listen(settings.host, settings.port)
@@ -47,12 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"cannot listen on {settings.host}:{settings.port}: {_reason(error)}", NO_ADDRESS)
     configure_logging(settings.log_level)
     with listener:
-        _serve(settings, listener)
+        _serve(settings, app, listener)
     return 0
 
 
-def _serve(settings: Settings, listener: socket.socket) -> None:
-    app = create_app(settings)
+def _serve(settings: Settings, app: FastAPI, listener: socket.socket) -> None:
     gateway: Gateway = app.state.gateway
     config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False)
     server = DrainingServer(config, gateway.drain, settings.drain_timeout)

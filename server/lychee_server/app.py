@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from lychee_server.admission import Admission
+from lychee_server.curve import SpeedCurve
 from lychee_server.drain import Drain
 from lychee_server.errors import install_error_handlers
 from lychee_server.forward import Gateway
@@ -17,6 +18,7 @@ from lychee_server.metrics import GatewayMetrics
 from lychee_server.middleware import RequestMiddleware
 from lychee_server.pool import EnginePool
 from lychee_server.routes import completions, models, operations
+from lychee_server.speed import SpeedReference
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -33,12 +35,17 @@ def create_app(
         settings: validated settings.
         engines: the engines; the application closes them. Default: those of the settings.
         registry: where the metrics go. Default: a new one.
+
+    Raises:
+        CurveError: the speed curve of the settings cannot be used.
     """
     registry = registry if registry is not None else CollectorRegistry()
     metrics = GatewayMetrics(registry)
+    speed = SpeedReference(SpeedCurve.load(settings.curve_file) if settings.curve_file else None, metrics)
     gateway = Gateway(
         settings=settings,
-        engines=engines if engines is not None else EnginePool.connect(settings, metrics),
+        engines=engines if engines is not None else EnginePool.connect(settings, metrics, speed),
+        speed=speed,
         metrics=metrics,
         admission=Admission(settings.max_concurrency),
         drain=Drain(settings.drain_timeout),

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from lychee_server.middleware import RequestRecord
     from lychee_server.pool import Engine, EnginePool
     from lychee_server.settings import Settings
+    from lychee_server.speed import SpeedReference
     from lychee_server.upstream import EngineResponse
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Gateway:
     metrics: GatewayMetrics
     admission: Admission
     drain: Drain
+    speed: SpeedReference
 
 
 class EngineAnswer(Response):
@@ -82,6 +84,7 @@ class EngineAnswer(Response):
         self._record = record
         self._tally = AnswerTally(completion, gateway.metrics, record.started)
         self._streaming = False
+        self._reader_seconds = 0.0
         self._asked: Engine | None = None  # the engine that may be working on it
         self.background = None
         self.status_code = 200
@@ -141,7 +144,19 @@ class EngineAnswer(Response):
                 )
         if response is not None:
             await response(scope, receive, send)
-            self._gateway.metrics.request_answered(time.perf_counter() - self._record.started)
+            self._answered(engine)
+        elif self._tally.failed is None:
+            self._answered(engine)
+
+    def _answered(self, engine: Engine) -> None:
+        """Count an answer that was delivered in full."""
+        gateway, took = self._gateway, time.perf_counter() - self._record.started
+        gateway.metrics.request_answered(took)
+        summary = self._tally.summary
+        if summary is not None:
+            gateway.speed.answered(engine.name, summary, self._completion.choices)
+            if summary.engine_seconds is not None:
+                gateway.metrics.overhead(took - summary.engine_seconds - self._reader_seconds)
 
     async def _ask(self, engine: Engine, send: Send) -> Response | None:
         """Send the request to an engine; returns its answer, or None when it was a stream that has been sent."""
@@ -189,7 +204,6 @@ class EngineAnswer(Response):
             raise EngineLost("the engine ended the stream before the answer was complete")
         if self._tally.failed is None:
             self._tally.finish()
-            self._gateway.metrics.request_answered(time.perf_counter() - self._record.started)
         else:
             self._record.status = self._tally.failed
         await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -207,11 +221,14 @@ class EngineAnswer(Response):
 
     async def _send(self, data: bytes, send: Send) -> None:
         """Send a piece of a stream; a client that takes nothing for too long counts as gone."""
+        began = time.perf_counter()
         try:
             async with asyncio.timeout(self._gateway.settings.stream_idle_timeout):
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         except TimeoutError:
             raise _ClientGone from None
+        finally:
+            self._reader_seconds += time.perf_counter() - began
 
     async def _end_stream(self, error: GatewayError, send: Send) -> None:
         self._record.status = error.status

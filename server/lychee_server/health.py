@@ -17,6 +17,7 @@ from lychee_server.sse import parse_object
 if TYPE_CHECKING:
     from lychee_server.metrics import GatewayMetrics
     from lychee_server.settings import Settings
+    from lychee_server.speed import SpeedReference
     from lychee_server.upstream import Upstream
 
 log = logging.getLogger(__name__)
@@ -43,11 +44,14 @@ class EngineMonitor:
     answers 503, stays in service for `unhealthy_after` seconds: SGLang does so during a long prefill.
     """
 
-    def __init__(self, name: str, upstream: Upstream, metrics: GatewayMetrics, settings: Settings) -> None:
+    def __init__(
+        self, name: str, upstream: Upstream, metrics: GatewayMetrics, settings: Settings, speed: SpeedReference
+    ) -> None:
         self._name = name
         self._upstream = upstream
         self._metrics = metrics
         self._settings = settings
+        self._speed = speed
         self._info: EngineInfo | None = None
         self._why_not = "the engine has not been looked at yet"
         self._last_healthy = 0.0
@@ -127,6 +131,7 @@ class EngineMonitor:
             self._metrics.engine_restarted(self._name)
         self._was_ready, self._was_away = True, False
         self._metrics.engine_ready(self._name, info.sparsity.plan if info.sparsity else None)
+        self._speed.engine_ready(self._name, info.sparsity)
         log.info("the engine is ready", extra={"engine": self._name, "context_window": info.context_window})
 
     async def _fetch_info(self) -> EngineInfo:

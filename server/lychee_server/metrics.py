@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import bisect
+from typing import TYPE_CHECKING, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lychee_server.schemas import EngineSummary, PlanInfo, Reason
 
 FIRST_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300)
@@ -17,8 +20,19 @@ BUDGET_TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_5
 RECALL = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 0.999, 1)
 FRACTION = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 1)
 
+OVERHEAD_SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.06, 0.125, 0.25, 0.5, 1)
+
+CONTEXT_EDGES = (1024, 4096, 16_384, 65_536, 262_144)
+CONTEXT_LABELS = ("0-1k", "1k-4k", "4k-16k", "16k-64k", "64k-256k", "256k+")
+
+Uncounted = Literal["no_curve", "other_engine", "not_timed", "outside_curve"]
 FALLBACK_REASONS = ("dense_below", "budget_covers_context")
 OTHER = "other"
+
+
+def context_bucket(tokens: int) -> str:
+    """Return the label of a context's length; there are six."""
+    return CONTEXT_LABELS[bisect.bisect_left(CONTEXT_EDGES, tokens)]
 
 
 class GatewayMetrics:
@@ -27,6 +41,7 @@ class GatewayMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._latency_metrics(registry)
         self._sparsity_metrics(registry)
+        self._speedup_metrics(registry)
         self._traffic_metrics(registry)
         self._engine_metrics(registry)
 
@@ -55,6 +70,12 @@ class GatewayMetrics:
             buckets=QUEUE_SECONDS,
             registry=registry,
         )
+        self._overhead = Histogram(
+            "lychee_gateway_overhead_seconds",
+            "From the request to the end of the answer, less the engine's own time and the waits for a slow reader.",
+            buckets=OVERHEAD_SECONDS,
+            registry=registry,
+        )
 
     def _sparsity_metrics(self, registry: CollectorRegistry) -> None:
         self._attended = Counter(
@@ -74,12 +95,14 @@ class GatewayMetrics:
         self._recall = Histogram(
             "lychee_recall_ratio",
             "Attention mass inside the sparse heads' sets, mean over an answer's audited steps.",
+            ["context"],
             buckets=RECALL,
             registry=registry,
         )
         self._fraction = Histogram(
             "lychee_attended_fraction_ratio",
             "KV entries an answer has read over those dense decoding would have read.",
+            ["context"],
             buckets=FRACTION,
             registry=registry,
         )
@@ -92,9 +115,49 @@ class GatewayMetrics:
         self._decisions = Counter(
             "lychee_budget_decisions_total", "Answers by where their budget came from.", ["reason"], registry=registry
         )
+        self._steps = Counter(
+            "lychee_decode_steps_total",
+            "Decode steps of complete answers, by whether the sparse heads read less than everything.",
+            ["decoding"],
+            registry=registry,
+        )
         self._no_summary = Counter(
             "lychee_answers_without_summary_total",
             "Complete answers in which the engine gave no account of its sparsity.",
+            registry=registry,
+        )
+
+    def _speedup_metrics(self, registry: CollectorRegistry) -> None:
+        self._live_seconds = Counter(
+            "lychee_speedup_live_seconds_total",
+            "Decode time of the answers that the speed curve covers, as the engine measured it.",
+            ["context", "decoding"],
+            registry=registry,
+        )
+        self._dense_seconds = Counter(
+            "lychee_speedup_dense_seconds_total",
+            "Decode time of the same answers had they been dense, by the speed curve at their context and batch.",
+            ["context", "decoding"],
+            registry=registry,
+        )
+        self._uncounted = Counter(
+            "lychee_speedup_uncounted_total",
+            "Answers that are not in the two sums, by why.",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in get_args(Uncounted):
+            self._uncounted.labels(reason)
+        self._curve = Gauge(
+            "lychee_speed_curve_info",
+            "1 for the speed curve in use: what was measured, where and when.",
+            ["model", "plan", "device", "date"],
+            registry=registry,
+        )
+        self._curve_mismatch = Gauge(
+            "lychee_speed_curve_mismatch",
+            "1 for each thing in which the engine differs from the one that the speed curve was measured on.",
+            ["engine", "field"],
             registry=registry,
         )
 
@@ -201,15 +264,42 @@ class GatewayMetrics:
         self._decisions.labels(reason).inc()
         if isinstance(summary.budget, int):
             self._budget.observe(summary.budget)
+        context = context_bucket(summary.context_tokens)
         if summary.recall is not None:
-            self._recall.observe(summary.recall)
+            self._recall.labels(context).observe(summary.recall)
         if summary.attended_fraction is not None:
-            self._fraction.observe(summary.attended_fraction)
+            self._fraction.labels(context).observe(summary.attended_fraction)
+        self._steps.labels("sparse").inc(summary.sparse_steps)
+        self._steps.labels("dense").inc(max(0, summary.decode_steps - summary.sparse_steps))
         if summary.queue_seconds is not None:
             self._queue_time.observe(max(0.0, summary.queue_seconds))
         if summary.dense_fallback is not None:
             known = summary.dense_fallback in FALLBACK_REASONS
             self._fallbacks.labels(summary.dense_fallback if known else OTHER).inc()
+
+    def overhead(self, seconds: float) -> None:
+        """A complete answer took so much longer than the engine's part of it."""
+        self._overhead.observe(max(0.0, seconds))
+
+    def speedup(self, summary: EngineSummary, dense_seconds: float) -> None:
+        """An answer's decoding took `summary.decode_seconds`; dense it would have taken `dense_seconds`."""
+        labels = context_bucket(summary.context_tokens), "sparse" if summary.sparse_steps else "dense"
+        self._live_seconds.labels(*labels).inc(max(0.0, summary.decode_seconds or 0.0))
+        self._dense_seconds.labels(*labels).inc(dense_seconds)
+
+    def speedup_uncounted(self, reason: Uncounted) -> None:
+        """An answer could not be held against the curve."""
+        self._uncounted.labels(reason).inc()
+
+    def curve_loaded(self, model: str, plan: str, device: str, date: str) -> None:
+        """There is a speed curve, of this model and plan, measured there and then."""
+        self._curve.labels(model, plan, device, date).set(1)
+
+    def curve_compared(self, engine: str, differences: Sequence[str]) -> None:
+        """A ready engine differs in these fields from the one that the curve was measured on."""
+        self._curve_mismatch.remove_by_labels({"engine": engine})
+        for field in differences:
+            self._curve_mismatch.labels(engine, field).set(1)
 
     def engine_ready(self, engine: str, plan: PlanInfo | None) -> None:
         """The engine is ready, with this plan (None: without the plug-in)."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lychee_server.health import EngineInfo
     from lychee_server.metrics import GatewayMetrics
     from lychee_server.settings import Settings
+    from lychee_server.speed import SpeedReference
 
 # How far above the mean an engine may be loaded and still get the requests whose prefix it has seen.
 _AFFINITY_LOAD = 1.25
@@ -34,10 +35,10 @@ class Engine:
         in_flight: completion requests that it works on.
     """
 
-    def __init__(self, upstream: Upstream, metrics: GatewayMetrics, settings: Settings) -> None:
+    def __init__(self, upstream: Upstream, metrics: GatewayMetrics, settings: Settings, speed: SpeedReference) -> None:
         self.name = urlsplit(upstream.url).netloc
         self.upstream = upstream
-        self.monitor = EngineMonitor(self.name, upstream, metrics, settings)
+        self.monitor = EngineMonitor(self.name, upstream, metrics, settings, speed)
         self.breaker = Breaker(settings.breaker_failures, settings.breaker_pause)
         self.in_flight = 0
         self._metrics = metrics
@@ -84,9 +85,10 @@ class EnginePool:
         self.engines = tuple(engines)
 
     @classmethod
-    def connect(cls, settings: Settings, metrics: GatewayMetrics) -> EnginePool:
+    def connect(cls, settings: Settings, metrics: GatewayMetrics, speed: SpeedReference) -> EnginePool:
         """Make the engines of the settings; nothing is sent yet."""
-        return cls([Engine(Upstream.connect(settings, url), metrics, settings) for url in settings.all_engine_urls])
+        urls = settings.all_engine_urls
+        return cls([Engine(Upstream.connect(settings, url), metrics, settings, speed) for url in urls])
 
     def require(self) -> EngineInfo:
         """Return what is known of the ready engines: of several, of the one with the shortest context window.

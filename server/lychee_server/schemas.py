@@ -59,6 +59,9 @@ class EngineSummary(BaseModel):
     recall: Finite | None
     dense_fallback: str | None
     queue_seconds: Finite | None
+    mean_batch: Finite | None = None
+    decode_seconds: Finite | None = None  # added up over the choices; None: the engine takes no times
+    engine_seconds: Finite | None = None
 
 
 class PlanInfo(BaseModel):

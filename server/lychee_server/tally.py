@@ -64,6 +64,11 @@ class AnswerTally:
             self._last_output[index] = now
         return json_event(chunk) if self._reduce(chunk) is not None else event
 
+    @property
+    def summary(self) -> EngineSummary | None:
+        """The engine's account of the answer, once it was there and could be read."""
+        return self._summary
+
     def whole(self, answer: dict[str, Any]) -> LycheeAnswer | None:
         """Take an answer that is not streamed and reduce its summary in place; returns the reduced one."""
         self.done = True

@@ -54,7 +54,10 @@ SUMMARY = {
     "recall": 0.97,
     "recall_steps": 1,
     "dense_fallback": None,
+    "mean_batch": 1.0,
     "queue_seconds": 0.02,
+    "decode_seconds": 0.012,
+    "engine_seconds": 0.0,
 }
 
 MODEL_CARD = {"id": "tiny", "object": "model", "created": 1, "owned_by": "sglang", "max_model_len": 8192}

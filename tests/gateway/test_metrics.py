@@ -49,11 +49,16 @@ def test_three_answers_add_up(gateway, engine):
     assert value("lychee_dense_equivalent_kv_entries_total") == 1000 + 1000 + 500
     assert value("lychee_effective_budget_tokens_sum") == 512 + 512 + 2048
     assert value("lychee_effective_budget_tokens_bucket", le="512.0") == 2
-    assert value("lychee_recall_ratio_count") == 2
-    assert value("lychee_recall_ratio_sum") == pytest.approx(0.97 * 2)
-    assert value("lychee_recall_ratio_bucket", le="0.96") == 0
-    assert value("lychee_recall_ratio_bucket", le="0.97") == 2
-    assert value("lychee_attended_fraction_ratio_sum") == pytest.approx(0.6 + 0.6 + 1)
+    # Contexts of 1004 and 900 tokens
+    assert value("lychee_recall_ratio_count", context="0-1k") == 2
+    assert value("lychee_recall_ratio_sum", context="0-1k") == pytest.approx(0.97 * 2)
+    assert value("lychee_recall_ratio_bucket", context="0-1k", le="0.96") == 0
+    assert value("lychee_recall_ratio_bucket", context="0-1k", le="0.97") == 2
+    assert value("lychee_attended_fraction_ratio_sum", context="0-1k") == pytest.approx(0.6 + 0.6 + 1)
+    assert value("lychee_decode_steps_total", decoding="sparse") == 3 + 3
+    assert value("lychee_decode_steps_total", decoding="dense") == 3
+    # No curve: nothing to hold them against
+    assert value("lychee_speedup_uncounted_total", reason="no_curve") == 3
     assert value("lychee_queue_time_seconds_count") == 2
     assert value("lychee_dense_fallbacks_total", reason="dense_below") == 1
     for reason in ("request", "auto", "dense_below"):
