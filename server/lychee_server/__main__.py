@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import logging
 import os
@@ -17,6 +18,7 @@ from lychee_server.app import create_app
 from lychee_server.curve import CurveError
 from lychee_server.drain import DrainingServer
 from lychee_server.logs import configure_logging
+from lychee_server.policy.file import PolicyError
 from lychee_server.settings import ENV_PREFIX, Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = load_settings(os.environ, flags)
         app = create_app(settings)
-    except (SettingsError, CurveError) as error:
+    except (SettingsError, PolicyError, CurveError) as error:
         return _fail(str(error), BAD_SETTINGS)
     try:
         listener = _listen(settings.host, settings.port)
@@ -65,7 +67,12 @@ def _serve(settings: Settings, app: FastAPI, listener: socket.socket) -> None:
         if not server.should_exit:
             sys.exit(0)
 
+    def reload(_: int, __: FrameType | None) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop does not run yet, or no more: nothing is decided
+            asyncio.get_running_loop().call_soon_threadsafe(gateway.budgets.reload)
+
     signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGHUP, reload)
     host, port = listener.getsockname()[:2]
     log.info("listening", extra={"host": host, "port": port, "engines": settings.all_engine_urls})
     with contextlib.suppress(KeyboardInterrupt):

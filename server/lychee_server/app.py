@@ -16,8 +16,9 @@ from lychee_server.errors import install_error_handlers
 from lychee_server.forward import Gateway
 from lychee_server.metrics import GatewayMetrics
 from lychee_server.middleware import RequestMiddleware
+from lychee_server.policy.runtime import BudgetPolicy
 from lychee_server.pool import EnginePool
-from lychee_server.routes import completions, models, operations
+from lychee_server.routes import completions, models, operations, sparsity
 from lychee_server.speed import SpeedReference
 
 if TYPE_CHECKING:
@@ -37,15 +38,26 @@ def create_app(
         registry: where the metrics go. Default: a new one.
 
     Raises:
-        CurveError: the speed curve of the settings cannot be used.
+        PolicyError: the policy file cannot be used.
+        CurveError: the speed curve cannot be used.
     """
     registry = registry if registry is not None else CollectorRegistry()
     metrics = GatewayMetrics(registry)
-    speed = SpeedReference(SpeedCurve.load(settings.curve_file) if settings.curve_file else None, metrics)
+    curve = SpeedCurve.load(settings.curve_file) if settings.curve_file else None
+    speed = SpeedReference(curve, metrics)
+    engines = engines if engines is not None else EnginePool.connect(settings, metrics, speed)
     gateway = Gateway(
         settings=settings,
-        engines=engines if engines is not None else EnginePool.connect(settings, metrics, speed),
+        engines=engines,
         speed=speed,
+        budgets=BudgetPolicy(
+            settings.policy_file,
+            engines=engines,
+            metrics=metrics,
+            waiting=lambda: 0,
+            curve=curve,
+            timeout=settings.health_timeout,
+        ),
         metrics=metrics,
         admission=Admission(settings.max_concurrency),
         drain=Drain(settings.drain_timeout),
@@ -59,7 +71,7 @@ def create_app(
     )
     app.state.gateway = gateway
     app.state.registry = registry
-    for router in (completions.router, models.router, operations.router):
+    for router in (completions.router, models.router, operations.router, sparsity.router):
         app.include_router(router)
     install_error_handlers(app, settings.retry_after)
     app.add_middleware(RequestMiddleware, metrics=metrics, drain=gateway.drain, access_log=settings.access_log)
@@ -69,11 +81,14 @@ def create_app(
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gateway: Gateway = app.state.gateway
-    watching = asyncio.create_task(gateway.engines.run(), name="engine-monitors")
+    watching = [
+        asyncio.create_task(gateway.engines.run(), name="engine-monitors"),
+        asyncio.create_task(gateway.budgets.watch(), name="load-watch"),
+    ]
     try:
         yield
     finally:
-        watching.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watching
+        for task in watching:
+            task.cancel()
+        await asyncio.wait(watching)
         await gateway.engines.aclose()

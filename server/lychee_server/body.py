@@ -7,13 +7,14 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from lychee_server.budget import merge_custom_params, parse_lychee
+from lychee_server.budget import merge_custom_params
 from lychee_server.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from lychee_server.schemas import LycheeRequest
+    from lychee_server.policy.decide import Decision
+    from lychee_server.policy.lengths import PromptText
 
 
 HEAD_CHARACTERS = 4096
@@ -26,7 +27,8 @@ class Completion:
 
     Attributes:
         body: JSON for the engine.
-        asked: the request field `lychee`.
+        decision: the budget that it gets, and why.
+        text: what of it becomes the prompt.
         stream: whether the caller wants a stream.
         rids: the names under which the engine can be told to abort it.
         choices: how many choices the answer will have.
@@ -34,7 +36,8 @@ class Completion:
     """
 
     body: bytes
-    asked: LycheeRequest
+    decision: Decision
+    text: PromptText
     stream: bool
     rids: tuple[str, ...]
     choices: int
@@ -99,28 +102,24 @@ def _json_type(value: object) -> str:
             return "array"
 
 
-def prepare(body: dict[str, Any], context_window: int, required: str) -> Completion:
-    """Check a completion's body and write the one for the engine.
+def prepare(body: dict[str, Any], required: str, decision: Decision, text: PromptText) -> Completion:
+    """Write the body for the engine.
 
     Our field becomes `custom_params`, `rid` becomes a name of our own; the rest stays as the caller wrote it.
 
     Args:
-        body: the caller's, parsed; not changed.
-        context_window: the engine's, in tokens.
+        body: the caller's, parsed and checked by `check_body`; not changed.
         required: the field that carries the input, `messages` or `prompt`.
+        decision: the budget that it gets.
+        text: what of it becomes the prompt.
 
     Raises:
         InvalidRequest: names the field, the value and what is allowed.
     """
-    asked = parse_lychee(body.get("lychee"), context_window=context_window)
-    _check_input(body, required)
-    stream = body.get("stream")
-    if stream is not None and not isinstance(stream, bool):
-        raise InvalidRequest(f"stream is a JSON {_json_type(stream)}; allowed: true, false", param="stream")
     rid = uuid.uuid4().hex
     outgoing = {key: value for key, value in body.items() if key not in ("lychee", "custom_params")}
     outgoing["rid"] = rid
-    custom_params = merge_custom_params(body.get("custom_params"), asked)
+    custom_params = merge_custom_params(body.get("custom_params"), decision.sent)
     if custom_params is not None:
         outgoing["custom_params"] = custom_params
     prompts = _prompts(body[required]) if required == "prompt" else 1
@@ -128,8 +127,9 @@ def prepare(body: dict[str, Any], context_window: int, required: str) -> Complet
     samples = count if type(count) is int and count > 0 else 1
     return Completion(
         body=_dump(outgoing),
-        asked=asked,
-        stream=bool(stream),
+        decision=decision,
+        text=text,
+        stream=bool(body.get("stream")),
         # SGLang names the prompts of a batch RID_0, RID_1, ...; the samples of a prompt go by the prompt's name.
         rids=(rid,) if prompts == 1 else tuple(f"{rid}_{index}" for index in range(prompts)),
         choices=prompts * samples,
@@ -137,7 +137,12 @@ def prepare(body: dict[str, Any], context_window: int, required: str) -> Complet
     )
 
 
-def _check_input(body: dict[str, Any], required: str) -> None:
+def check_body(body: dict[str, Any], required: str) -> None:
+    """Check what the gateway itself needs of a completion's body.
+
+    Raises:
+        InvalidRequest: names the field, the value and what is allowed.
+    """
     value = body.get(required)
     if value is None:
         raise InvalidRequest(f"{required} is missing", param=required, code="missing_required_parameter")
@@ -145,6 +150,9 @@ def _check_input(body: dict[str, Any], required: str) -> None:
         raise InvalidRequest(f"messages is a JSON {_json_type(value)}; allowed: an array of messages", param="messages")
     if value in ("", []):
         raise InvalidRequest(f"{required} is empty; at least one is needed", param=required)
+    stream = body.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        raise InvalidRequest(f"stream is a JSON {_json_type(stream)}; allowed: true, false", param="stream")
 
 
 def _prompts(prompt: object) -> int:

@@ -6,9 +6,10 @@ import json
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from lychee_server.errors import InvalidRequest
-from lychee_server.schemas import EngineSummary, LycheeAnswer, LycheeRequest, Mode, Reason
+from lychee_server.schemas import EngineSummary, LycheeAnswer, LycheeRequest, Mode
 
 if TYPE_CHECKING:
+    from lychee_server.policy.decide import Decision
     from lychee_server.schemas import PlanDefaults
 
 MODES: tuple[str, ...] = get_args(Mode)
@@ -38,7 +39,21 @@ def parse_lychee(raw: object, *, context_window: int) -> LycheeRequest:
     budget = _budget(raw.get("budget"), context_window)
     mode = _mode(raw.get("mode"), budget)
     value = _value(raw.get("value"), mode, budget)
-    return LycheeRequest(budget=budget, mode=mode, value=value)
+    min_recall = _number("min_recall", raw.get("min_recall"), 0.5, 0.999)
+    target_itl_ms = _number("target_itl_ms", raw.get("target_itl_ms"), 0.001, 60_000)
+    given = {key: raw[key] for key in _KEYS if raw.get(key) is not None}
+    for outcome in ("min_recall", "target_itl_ms"):
+        if outcome in given and len(given) > 1:
+            raise _refuse(f"lychee.{outcome}", raw[outcome], f"nothing else beside it; given: {', '.join(given)}")
+    return LycheeRequest(budget=budget, mode=mode, value=value, min_recall=min_recall, target_itl_ms=target_itl_ms)
+
+
+def _number(key: str, raw: object, least: float, most: float) -> float | None:
+    if raw is None:
+        return None
+    if isinstance(raw, bool) or not isinstance(raw, int | float) or not least <= raw <= most:
+        raise _refuse(f"lychee.{key}", raw, f"a number from {least:g} to {most:g}")
+    return float(raw)
 
 
 def _budget(raw: object, context_window: int) -> int | Literal["dense", "auto"] | None:
@@ -92,12 +107,12 @@ def _show(value: object, *, quote: bool = True) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
-def merge_custom_params(raw: object, asked: LycheeRequest) -> dict[str, Any] | None:
+def merge_custom_params(raw: object, sent: LycheeRequest) -> dict[str, Any] | None:
     """Return the engine's `custom_params`: the caller's own with the budget added, or None for an empty one.
 
     Args:
         raw: the body's `custom_params`, parsed.
-        asked: the checked request field.
+        sent: what the engine is asked for.
 
     Raises:
         InvalidRequest: not an object, a key that is ours, or a value that is not a scalar (SGLang hands the
@@ -112,25 +127,18 @@ def merge_custom_params(raw: object, asked: LycheeRequest) -> dict[str, Any] | N
             raise InvalidRequest(f'{field} is not for callers; use the field "lychee"', param=field)
         if isinstance(value, dict | list):
             raise _refuse(field, value, "a string, a number, a boolean or null")
-    given = asked.model_dump(exclude_none=True)
+    given = sent.model_dump(include={"budget", "mode", "value"}, exclude_none=True)
     merged.update({f"{PARAM_PREFIX}{key}": value for key, value in given.items()})
     return merged or None
 
 
-def asked_reason(asked: LycheeRequest) -> Reason:
-    """Say where the budget comes from, as far as the request alone tells."""
-    if asked.budget == "auto":
-        return "auto"
-    return "default" if asked == LycheeRequest() else "request"
-
-
-def answer_of(asked: LycheeRequest, summary: EngineSummary) -> LycheeAnswer:
+def answer_of(decision: Decision, summary: EngineSummary) -> LycheeAnswer:
     """Reduce the engine's summary to what clients get, with the final reason.
 
     `dense_below` takes over when a sparse budget was in force and no decode step ran sparse for that reason. A
     context only grows: if the last dense step was short enough for `dense_below`, all before it were too.
     """
-    reason = asked_reason(asked)
+    reason = decision.reason
     all_dense = summary.decode_steps > 0 and summary.sparse_steps == 0
     if all_dense and summary.budget != "dense" and summary.dense_fallback == "dense_below":
         reason = "dense_below"
@@ -138,6 +146,8 @@ def answer_of(asked: LycheeRequest, summary: EngineSummary) -> LycheeAnswer:
         budget=summary.budget,
         mode=summary.mode,
         reason=reason,
+        rule=decision.rule,
+        tier=decision.tier,
         context_tokens=summary.context_tokens,
         attended_fraction=summary.attended_fraction,
         recall=summary.recall,
@@ -145,33 +155,33 @@ def answer_of(asked: LycheeRequest, summary: EngineSummary) -> LycheeAnswer:
     )
 
 
-def headers_before(asked: LycheeRequest, defaults: PlanDefaults) -> dict[str, str]:
+def headers_before(decision: Decision, defaults: PlanDefaults) -> dict[str, str]:
     """Return the `x-lychee-*` headers that are known before the engine has finished (streams).
 
-    A request that asks for anything gets what it asks for; the plan's defaults fill in as the engine does it.
+    The plan's defaults fill in what the engine was not asked for, as the engine does it.
     """
-    budget: object = asked.budget
-    mode = asked.mode or "topk"
-    if asked == LycheeRequest():
+    sent = decision.sent
+    budget: object = sent.budget
+    mode = sent.mode or "topk"
+    if sent == LycheeRequest():
         budget, mode = defaults.budget, defaults.mode
     elif budget is None and mode == "topk":
         budget = defaults.budget if defaults.mode == "topk" else "auto"
-    known = {
-        "x-lychee-budget": budget,
-        "x-lychee-mode": None if budget == "dense" else mode,
-        "x-lychee-reason": asked_reason(asked),
-    }
-    return {name: str(value) for name, value in known.items() if value is not None}
+    return _headers(
+        {
+            "budget": budget,
+            "mode": None if budget == "dense" else mode,
+            "reason": decision.reason,
+            "rule": decision.rule,
+            "tier": decision.tier,
+        }
+    )
 
 
 def headers_after(answer: LycheeAnswer) -> dict[str, str]:
     """Return the `x-lychee-*` headers of a finished answer."""
-    known = {
-        "x-lychee-budget": answer.budget,
-        "x-lychee-mode": answer.mode,
-        "x-lychee-reason": answer.reason,
-        "x-lychee-attended-fraction": answer.attended_fraction,
-        "x-lychee-recall": answer.recall,
-        "x-lychee-context-tokens": answer.context_tokens,
-    }
-    return {name: str(value) for name, value in known.items() if value is not None}
+    return _headers(answer.model_dump(exclude={"dense_fallback"}))
+
+
+def _headers(known: dict[str, object]) -> dict[str, str]:
+    return {f"x-lychee-{key.replace('_', '-')}": str(value) for key, value in known.items() if value is not None}

@@ -50,6 +50,10 @@ CHAT_BODY = _body(
                 "lychee": {"mode": "top_p", "value": 0.95, "budget": 4096},
             },
         ),
+        "recall": (
+            "As few tokens as hold a recall of 97%",
+            {"model": _MODEL, "messages": _MESSAGES, "lychee": {"min_recall": 0.97}},
+        ),
         "dense": ("No sparsity", {"model": _MODEL, "messages": _MESSAGES, "lychee": {"budget": "dense"}}),
     },
 )
@@ -88,6 +92,26 @@ _ERROR = {
     },
 }
 
+EXPLAIN_BODY = _body(
+    {
+        "type": "object",
+        "required": ["request"],
+        "properties": {
+            "request": {"type": "object", "description": "the body of a chat or a completion"},
+            "route": {"type": "string", "enum": ["chat", "completions"]},
+            "tier": {"type": "string", "nullable": True, "description": "instead of the caller's own"},
+            "prompt_tokens": {"type": "integer", "minimum": 1, "description": "instead of an estimate from the text"},
+        },
+        "additionalProperties": False,
+    },
+    {
+        "recall": (
+            "Which budget would hold a recall",
+            {"request": {"messages": _MESSAGES, "lychee": {"min_recall": 0.97}}, "prompt_tokens": 30_000},
+        ),
+    },
+)
+
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"description": description, "content": {"application/json": {"schema": _ERROR}}}
     for status, description in (
@@ -95,6 +119,18 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
         (503, "The engine is not ready; `Retry-After` says when to try again"),
         (504, "The engine was silent for too long"),
     )
+}
+
+REFUSED_RESPONSES: dict[int | str, dict[str, Any]] = {
+    **{
+        status: {"description": description, "content": {"application/json": {"schema": _ERROR}}}
+        for status, description in (
+            (400, "A field is wrong; `param` names it"),
+            (413, "The body is too long"),
+            (415, "The body is not declared as application/json"),
+        )
+    },
+    **ERROR_RESPONSES,
 }
 
 COMPLETION_RESPONSES: dict[int | str, dict[str, Any]] = {

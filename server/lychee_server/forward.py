@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from lychee_server.health import EngineInfo
     from lychee_server.metrics import GatewayMetrics
     from lychee_server.middleware import RequestRecord
+    from lychee_server.policy.runtime import BudgetPolicy
     from lychee_server.pool import Engine, EnginePool
     from lychee_server.settings import Settings
     from lychee_server.speed import SpeedReference
@@ -54,6 +56,7 @@ class Gateway:
 
     settings: Settings
     engines: EnginePool
+    budgets: BudgetPolicy
     metrics: GatewayMetrics
     admission: Admission
     drain: Drain
@@ -82,7 +85,9 @@ class EngineAnswer(Response):
         self._path = path
         self._trace = trace
         self._record = record
-        self._tally = AnswerTally(completion, gateway.metrics, record.started)
+        self._tally = AnswerTally(
+            completion, gateway.metrics, record.started, functools.partial(gateway.budgets.learn, engine, completion)
+        )
         self._streaming = False
         self._reader_seconds = 0.0
         self._asked: Engine | None = None  # the engine that may be working on it
@@ -190,7 +195,7 @@ class EngineAnswer(Response):
 
     def _known_headers(self) -> dict[str, str]:
         sparsity = self._engine.sparsity
-        return headers_before(self._completion.asked, sparsity.defaults) if sparsity else {}
+        return headers_before(self._completion.decision, sparsity.defaults) if sparsity else {}
 
     async def _relay_events(self, answer: EngineResponse, send: Send) -> None:
         await self._start_stream(answer.content_type, send)

@@ -44,6 +44,7 @@ class GatewayMetrics:
         self._speedup_metrics(registry)
         self._traffic_metrics(registry)
         self._engine_metrics(registry)
+        self._policy_metrics(registry)
 
     def _latency_metrics(self, registry: CollectorRegistry) -> None:
         self._first_token = Histogram(
@@ -220,6 +221,31 @@ class GatewayMetrics:
             registry=registry,
         )
 
+    def _policy_metrics(self, registry: CollectorRegistry) -> None:
+        self._rule_names: set[str] = set()
+        self._rules = Counter(
+            "lychee_policy_rule_answers_total",
+            "Answers by the rule of the policy that gave their budget.",
+            ["rule"],
+            registry=registry,
+        )
+        self._reloads = Counter(
+            "lychee_policy_reloads_total",
+            "Times the policy file was read again: taken, or refused, and then the old one stays.",
+            ["result"],
+            registry=registry,
+        )
+        self._pressure = Gauge(
+            "lychee_policy_pressure_ratio",
+            "How far budgets are shrunk under load: 0 not at all, 1 to their lower bounds.",
+            registry=registry,
+        )
+        self._tokenized = Counter(
+            "lychee_prompts_tokenized_total",
+            "Prompts whose length the engine was asked for, because a rule's border was near the estimate.",
+            registry=registry,
+        )
+
     def first_token(self, seconds: float) -> None:
         """A stream's first chunk arrived, `seconds` after the request."""
         self._first_token.observe(seconds)
@@ -257,11 +283,13 @@ class GatewayMetrics:
         """An answer was complete and had no (readable) summary."""
         self._no_summary.inc()
 
-    def summary(self, summary: EngineSummary, reason: Reason) -> None:
-        """An answer was complete, with the engine's summary and the reason of its budget."""
+    def summary(self, summary: EngineSummary, reason: Reason, rule: str | None = None) -> None:
+        """An answer was complete, with the engine's summary, the reason of its budget and the rule that gave it."""
         self._attended.inc(summary.attended_tokens)
         self._dense_equivalent.inc(summary.dense_tokens)
         self._decisions.labels(reason).inc()
+        if rule is not None:
+            self._rules.labels(rule).inc()
         if isinstance(summary.budget, int):
             self._budget.observe(summary.budget)
         context = context_bucket(summary.context_tokens)
@@ -300,6 +328,28 @@ class GatewayMetrics:
         self._curve_mismatch.remove_by_labels({"engine": engine})
         for field in differences:
             self._curve_mismatch.labels(engine, field).set(1)
+
+    def policy_loaded(self, rules: Sequence[str]) -> None:
+        """A policy is in force now; rules that it does not have are forgotten."""
+        self._reloads.labels("taken")
+        self._reloads.labels("refused")
+        for rule in self._rule_names - set(rules):
+            self._rules.remove(rule)
+        self._rule_names = set(rules)
+        for rule in rules:
+            self._rules.labels(rule)
+
+    def policy_reloaded(self, *, taken: bool) -> None:
+        """The policy file was read again."""
+        self._reloads.labels("taken" if taken else "refused").inc()
+
+    def policy_pressure(self, level: float) -> None:
+        """The engines are pressed so hard, in [0, 1]."""
+        self._pressure.set(level)
+
+    def prompt_tokenized(self) -> None:
+        """The engine was asked for a prompt's length."""
+        self._tokenized.inc()
 
     def engine_ready(self, engine: str, plan: PlanInfo | None) -> None:
         """The engine is ready, with this plan (None: without the plug-in)."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Mode = Literal["topk", "ratio", "threshold", "top_p"]
 Budget = int | Literal["dense", "auto"]
-Reason = Literal["request", "auto", "default", "dense_below"]
+Reason = Literal["request", "tier", "rule", "auto", "default", "min_recall", "target_itl", "pressure", "dense_below"]
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
@@ -31,6 +32,16 @@ class LycheeRequest(BaseModel):
         default=None,
         description="The mode's parameter: `ratio` (0, 1], `threshold` (0, 1), `top_p` (0, 1]; none with `topk`.",
     )
+    min_recall: float | None = Field(
+        default=None,
+        description="Instead of a budget: the recall that answers to such prompts shall reach, 0.5 to 0.999. The "
+        "gateway holds it with as small a budget as the audits of earlier answers allow.",
+    )
+    target_itl_ms: float | None = Field(
+        default=None,
+        description="Instead of a budget: the time a token may take, in milliseconds. The largest budget that meets "
+        "it, by the engine's speed curve.",
+    )
 
 
 class LycheeAnswer(BaseModel):
@@ -39,10 +50,17 @@ class LycheeAnswer(BaseModel):
     budget: int | Literal["dense"] | None = Field(description="budget in force at the end; null: without bound")
     mode: str | None = Field(description="how the tokens were chosen")
     reason: Reason = Field(description="where the budget came from")
+    rule: str | None = Field(default=None, description="name of the policy's rule that gave it")
+    tier: str | None = Field(default=None, description="the caller's tier")
     context_tokens: int = Field(description="length of the context at the end")
     attended_fraction: float | None = Field(description="KV entries read over those that dense decoding reads")
     recall: float | None = Field(description="attention mass inside the sparse heads' sets, mean of audited steps")
     dense_fallback: str | None = Field(description="why the last dense step ran dense, if any did")
+
+    def on_the_wire(self) -> dict[str, Any]:
+        """Return the answer's object `lychee`; rule and tier are in it where there are any."""
+        absent = {key for key in ("rule", "tier") if getattr(self, key) is None}
+        return self.model_dump(exclude=absent)
 
 
 class EngineSummary(BaseModel):
@@ -57,6 +75,7 @@ class EngineSummary(BaseModel):
     sparse_steps: Count
     attended_fraction: Finite | None
     recall: Finite | None
+    recall_steps: Count = 0
     dense_fallback: str | None
     queue_seconds: Finite | None
     mean_batch: Finite | None = None
@@ -73,11 +92,25 @@ class PlanInfo(BaseModel):
     sha256: str | None = None
 
 
+class PlanAuto(BaseModel):
+    """What `auto` is: a share of the prompt, within limits."""
+
+    fraction: Annotated[float, Field(gt=0, le=1)] = 0.125
+    min: Annotated[int, Field(ge=1)] = 512
+    max: Annotated[int, Field(ge=1)] = 4096
+
+    def at(self, prompt_tokens: int) -> int:
+        """Return the budget for a prompt, as the engine resolves it."""
+        return max(self.min, min(self.max, math.ceil(prompt_tokens * self.fraction)))
+
+
 class PlanDefaults(BaseModel):
     """What a request gets that asks for nothing."""
 
     budget: Budget | None
     mode: Mode
+    value: float | None = None
+    auto: PlanAuto = PlanAuto()
 
 
 class SparsityInfo(BaseModel):

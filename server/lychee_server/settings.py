@@ -80,6 +80,9 @@ class Settings(BaseModel):
     )
     breaker_pause: Seconds = Field(default=10.0, description="how long; then one request tries it")
     retry_after: int = Field(default=5, ge=1, le=3600, description="`Retry-After` of 429 and 503 answers")
+    policy_file: FilePath | None = Field(
+        default=None, description="the budget policy, a YAML file; SIGHUP reads it again"
+    )
     curve_file: FilePath | None = Field(
         default=None, description="the engine's speed curve, a JSON file that `lychee-sgl calibrate` wrote"
     )

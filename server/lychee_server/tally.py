@@ -14,9 +14,13 @@ from lychee_server.schemas import EngineSummary
 from lychee_server.sse import DONE, event_data, json_event, parse_object
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lychee_server.body import Completion
     from lychee_server.metrics import GatewayMetrics
     from lychee_server.schemas import LycheeAnswer
+
+    Learn = Callable[[EngineSummary | None, int], None]
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +33,19 @@ class AnswerTally:
         failed: the status of an error that the engine wrote into the stream.
     """
 
-    def __init__(self, completion: Completion, metrics: GatewayMetrics, started: float) -> None:
+    def __init__(
+        self, completion: Completion, metrics: GatewayMetrics, started: float, learn: Learn | None = None
+    ) -> None:
+        """Follow an answer.
+
+        Args:
+            completion: what was asked.
+            metrics: the gateway's.
+            started: when the request came in, by `time.perf_counter`.
+            learn: is told of a complete answer: the engine's summary and the tokens of the prompt.
+        """
         self._completion = completion
+        self._learn = learn
         self._metrics = metrics
         self._started = started
         self._summary: EngineSummary | None = None
@@ -80,10 +95,13 @@ class AnswerTally:
         tokens = self._tokens()
         if tokens is not None:
             self._metrics.tokens(*tokens)
+            if self._learn is not None:
+                self._learn(self._summary, tokens[0])
         if self._summary is None:
             self._metrics.summary_missing()
         else:
-            self._metrics.summary(self._summary, answer_of(self._completion.asked, self._summary).reason)
+            answer = answer_of(self._completion.decision, self._summary)
+            self._metrics.summary(self._summary, answer.reason, answer.rule)
 
     def _reduce(self, answer: dict[str, Any]) -> LycheeAnswer | None:
         if "lychee" not in answer:
@@ -93,8 +111,8 @@ class AnswerTally:
         except ValidationError as error:
             log.error("the engine's summary cannot be read", extra={"problem": str(error.errors()[0])})
             return None
-        reduced = answer_of(self._completion.asked, self._summary)
-        answer["lychee"] = reduced.model_dump()
+        reduced = answer_of(self._completion.decision, self._summary)
+        answer["lychee"] = reduced.on_the_wire()
         return reduced
 
     def _tokens(self) -> tuple[int, int] | None:

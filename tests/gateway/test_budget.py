@@ -6,15 +6,20 @@ import pytest
 
 from lychee_server.budget import (
     answer_of,
-    asked_reason,
     headers_after,
     headers_before,
     merge_custom_params,
     parse_lychee,
 )
 from lychee_server.errors import InvalidRequest
+from lychee_server.policy.decide import Decision, request_reason
 from lychee_server.schemas import EngineSummary, LycheeRequest, PlanDefaults
 from tests.gateway.scripted_engine import SUMMARY
+
+
+def decided(asked: LycheeRequest) -> Decision:
+    """A request on which no policy has a say."""
+    return Decision(sent=asked, expected=asked, reason=request_reason(asked))
 
 
 def parse(raw):
@@ -119,11 +124,40 @@ SHARE = "a number above 0 and up to 1"
         (
             {"budgte": 64},
             "lychee.budgte",
-            "lychee.budgte is not known; allowed keys are budget, mode, value",
+            "lychee.budgte is not known; allowed keys are budget, mode, value, min_recall, target_itl_ms",
         ),
-        (64, "lychee", "lychee is 64; allowed: an object with the keys budget, mode, value"),
-        ([], "lychee", "lychee is []; allowed: an object with the keys budget, mode, value"),
-        (False, "lychee", "lychee is false; allowed: an object with the keys budget, mode, value"),
+        (
+            {"min_recall": 0.49},
+            "lychee.min_recall",
+            "lychee.min_recall is 0.49; allowed: a number from 0.5 to 0.999",
+        ),
+        (
+            {"min_recall": True},
+            "lychee.min_recall",
+            "lychee.min_recall is true; allowed: a number from 0.5 to 0.999",
+        ),
+        (
+            {"target_itl_ms": "20"},
+            "lychee.target_itl_ms",
+            'lychee.target_itl_ms is "20"; allowed: a number from 0.001 to 60000',
+        ),
+        (
+            {"min_recall": 0.97, "budget": 512},
+            "lychee.min_recall",
+            "lychee.min_recall is 0.97; allowed: nothing else beside it; given: budget, min_recall",
+        ),
+        (
+            {"target_itl_ms": 20, "min_recall": 0.9},
+            "lychee.min_recall",
+            "lychee.min_recall is 0.9; allowed: nothing else beside it; given: min_recall, target_itl_ms",
+        ),
+        (64, "lychee", "lychee is 64; allowed: an object with the keys budget, mode, value, min_recall, target_itl_ms"),
+        ([], "lychee", "lychee is []; allowed: an object with the keys budget, mode, value, min_recall, target_itl_ms"),
+        (
+            False,
+            "lychee",
+            "lychee is false; allowed: an object with the keys budget, mode, value, min_recall, target_itl_ms",
+        ),
     ],
 )
 def test_refused(raw, param, message):
@@ -184,8 +218,8 @@ ASKED = {
     ],
 )
 def test_reason_without_fallback(asked, reason):
-    assert asked_reason(ASKED[asked]) == reason
-    assert answer_of(ASKED[asked], EngineSummary(**SUMMARY)).reason == reason
+    assert request_reason(ASKED[asked]) == reason
+    assert answer_of(decided(ASKED[asked]), EngineSummary(**SUMMARY)).reason == reason
 
 
 @pytest.mark.parametrize("asked", ["nothing", "number", "mode", "auto"])
@@ -203,13 +237,13 @@ def test_reason_without_fallback(asked, reason):
     ],
 )
 def test_reason_dense_below(asked, changes, dense_below):
-    answer = answer_of(ASKED[asked], EngineSummary(**{**SUMMARY, **changes}))
-    assert answer.reason == ("dense_below" if dense_below else asked_reason(ASKED[asked]))
+    answer = answer_of(decided(ASKED[asked]), EngineSummary(**{**SUMMARY, **changes}))
+    assert answer.reason == ("dense_below" if dense_below else request_reason(ASKED[asked]))
 
 
 def test_headers_leave_out_what_there_is_not():
     summary = EngineSummary(**{**SUMMARY, "budget": None, "mode": "ratio", "recall": None})
-    assert headers_after(answer_of(ASKED["mode"], summary)) == {
+    assert headers_after(answer_of(decided(ASKED["mode"]), summary)) == {
         "x-lychee-mode": "ratio",
         "x-lychee-reason": "request",
         "x-lychee-attended-fraction": "0.6",
@@ -231,5 +265,5 @@ def test_headers_leave_out_what_there_is_not():
 def test_headers_of_a_stream_when_the_plans_default_is_a_ratio(asked, budget, mode):
     """Only a request that asks for nothing gets the plan's mode; topk without a number is then automatic."""
     request = LycheeRequest(mode="topk") if asked == "topk" else ASKED[asked]
-    headers = headers_before(request, PlanDefaults(budget=None, mode="ratio"))
+    headers = headers_before(decided(request), PlanDefaults(budget=None, mode="ratio"))
     assert (headers.get("x-lychee-budget"), headers.get("x-lychee-mode")) == (budget, mode)

@@ -10,6 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lychee_server.body import Completion
 from lychee_server.metrics import GatewayMetrics
+from lychee_server.policy.decide import Decision
+from lychee_server.policy.lengths import PromptText
 from lychee_server.schemas import EngineSummary, LycheeRequest, PlanInfo
 from lychee_server.tally import AnswerTally
 from tests.gateway.scripted_engine import DONE, SUMMARY, Script, chat_answer, chat_events, chunk
@@ -18,7 +20,15 @@ ROUTE = "/v1/chat/completions"
 
 
 def tally(registry: CollectorRegistry, choices: int = 1) -> AnswerTally:
-    completion = Completion(body=b"", asked=LycheeRequest(), stream=True, rids=("r",), choices=choices)
+    nothing = LycheeRequest()
+    completion = Completion(
+        body=b"",
+        decision=Decision(sent=nothing, expected=nothing, reason="default"),
+        text=PromptText(size=0),
+        stream=True,
+        rids=("r",),
+        choices=choices,
+    )
     return AnswerTally(completion, GatewayMetrics(registry), started=0.0)
 
 

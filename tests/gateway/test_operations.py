@@ -7,6 +7,7 @@ import logging
 import sys
 
 from lychee_server.logs import JsonFormatter
+from lychee_server.schemas import LycheeRequest
 from tests.gateway.scripted_engine import MODEL_CARD
 
 
@@ -49,11 +50,11 @@ def test_documentation_shows_the_lychee_field_with_examples_that_are_valid(gatew
     shown = 0
     for path in ("/v1/chat/completions", "/v1/completions"):
         content = paths[path]["post"]["requestBody"]["content"]["application/json"]
-        assert set(content["schema"]["properties"]["lychee"]["properties"]) == {"budget", "mode", "value"}
+        assert set(content["schema"]["properties"]["lychee"]["properties"]) == set(LycheeRequest.model_fields)
         for example in content["examples"].values():
             assert gateway.http.post(path, json=example["value"]).status_code == 200
             shown += "lychee" in example["value"]
-    assert shown == 6
+    assert shown == 7
 
 
 def test_log_lines_are_json_with_the_extra_fields():

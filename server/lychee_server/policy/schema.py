@@ -179,6 +179,10 @@ class When(_Model):
         """Whether the request's model fits one of the patterns."""
         return self.model is None or (model is not None and any(fnmatchcase(model, each) for each in self.model))
 
+    def matches_effort(self, effort: str | None) -> bool:
+        """Whether the request's reasoning effort is one of those named."""
+        return self.reasoning_effort is None or effort in self.reasoning_effort
+
 
 class Rule(_Model):
     """One line of the policy: the first rule that matches decides."""

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Request, Response
 
 from lychee_server import docs
-from lychee_server.body import prepare, read_json_object
+from lychee_server.body import check_body, prepare, read_json_object
+from lychee_server.budget import parse_lychee
 from lychee_server.forward import EngineAnswer, Gateway
 from lychee_server.middleware import CHAT, COMPLETIONS
+from lychee_server.policy.lengths import prompt_text
+from lychee_server.routes.sparsity import tier_of
 
 if TYPE_CHECKING:
     from lychee_server.middleware import RequestRecord
@@ -36,6 +39,12 @@ async def _forward(request: Request, path: str, required: str) -> Response:
     record: RequestRecord = request.state.record
     engine = gateway.engines.require()
     body = await read_json_object(request, gateway.settings.max_body_bytes)
-    completion = prepare(body, engine.context_window, required)
+    asked = parse_lychee(body.get("lychee"), context_window=engine.context_window)
+    check_body(body, required)
+    text = prompt_text(body)
+    decision, _ = await gateway.budgets.decide(
+        body, asked, text, route="chat" if path == CHAT else "completions", tier=tier_of(request), engine=engine
+    )
+    completion = prepare(body, required, decision, text)
     trace = {name: request.headers[name] for name in _TRACE_HEADERS if name in request.headers}
     return EngineAnswer(gateway, engine, completion, path, trace, record)
