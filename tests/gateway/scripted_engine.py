@@ -115,7 +115,7 @@ class Script:
     """What the engine does with completions.
 
     Attributes:
-        answer: body of an answer that is not streamed.
+        answer: body of an answer that is not streamed; a function makes it out of the request's.
         events: pieces of a stream, sent one at a time; None: hang; an exception: break the connection.
         pause: seconds before each piece of a stream, or before the answer.
         status: status of an answer that is not streamed.
@@ -146,6 +146,9 @@ class ScriptedEngine:
         self.aborts: list[tuple[str, float]] = []
         self.streams_closed: list[float] = []
         self.tokens_generated = 0
+        self.loads: list[dict[str, Any]] | None = None
+        self.token_count: int | None = None
+        self.tokenized: list[dict[str, Any]] = []
         self.app = Starlette(
             routes=[
                 Route("/health", self._health),
@@ -153,6 +156,8 @@ class ScriptedEngine:
                 Route("/lychee/info", self._info),
                 Route("/v1/models", self._models),
                 Route("/v1/models/{model:path}", self._model),
+                Route("/v1/loads", self._loads),
+                Route("/tokenize", self._tokenize, methods=["POST"]),
                 Route("/abort_request", self._abort, methods=["POST"]),
                 Route("/v1/chat/completions", self._complete, methods=["POST"]),
                 Route("/v1/completions", self._complete, methods=["POST"]),
@@ -184,6 +189,15 @@ class ScriptedEngine:
         }
         return JSONResponse({"error": error}, status_code=404)
 
+    async def _loads(self, _: Request) -> Response:
+        return JSONResponse({"loads": self.loads}) if self.loads is not None else Response(status_code=404)
+
+    async def _tokenize(self, request: Request) -> Response:
+        self.tokenized.append(await request.json())
+        if self.token_count is None:
+            return JSONResponse({"object": "error", "message": "no"}, status_code=400)
+        return JSONResponse({"tokens": [], "count": self.token_count, "max_model_len": 8192})
+
     async def _abort(self, request: Request) -> Response:
         self.aborts.append(((await request.json())["rid"], time.monotonic()))
         return Response()
@@ -197,6 +211,8 @@ class ScriptedEngine:
             return StreamingResponse(self._stream(script), media_type="text/event-stream")
         await asyncio.sleep(script.pause)
         await _passed(script.gate)
+        if callable(script.answer):
+            return JSONResponse(script.answer(body))
         if isinstance(script.answer, Exception):
             raise script.answer
         if isinstance(script.answer, bytes):

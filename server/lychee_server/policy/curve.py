@@ -25,8 +25,8 @@ _BANDWIDTH = 0.6  # how far an answer speaks
 _SLOPE = 0.6  # without evidence; measured plans have 0.5 to 0.9
 _SLOPE_WEIGHT = 1.0  # of that slope, as so much spread of answers
 _CHANCE_WEIGHT = 0.5  # in answers
-_SPREAD = 0.3  # of single answers without evidence, in the logarithm of what is missing
-_SPREAD_WEIGHT = 6.0  # of that spread, in answers
+_SPREAD = 0.25  # of single answers without evidence, in the logarithm of what is missing
+_SPREAD_WEIGHT = 4.0  # of that spread, in answers
 _CAUTION = 1.0  # standard errors by which the estimate is taken for the worse
 
 
@@ -148,7 +148,7 @@ class RecallCurve:
         """Return the smallest reach with which this part of the answers gets a recall.
 
         Recall grows with the budget, so what is reached with a small one is reached with all larger ones: the first
-        point that reaches it is the answer, whatever the estimate says of the points above.
+        crossing is the answer, whatever the estimate says of the points above.
 
         Args:
             recall: to be reached.
@@ -160,7 +160,11 @@ class RecallCurve:
             A reach; that of `MOST_SHARE` where no smaller one is known to do.
         """
         low, high = reach_of(min(floor, MOST_SHARE * context), context), reach_of(MOST_SHARE * context, context)
+        below = 0.0
         for step in range(math.ceil((high - low) / _STEP)):
-            if self.at(low + step * _STEP, context).recall(part) >= recall:
-                return low + step * _STEP
+            here = self.at(low + step * _STEP, context).recall(part)
+            if here >= recall:
+                between = (here - recall) / (here - below) if step else 0.0
+                return low + (step - between) * _STEP
+            below = here
         return high

@@ -75,8 +75,8 @@ def prompt_text(body: dict[str, Any]) -> PromptText:
 
 def _of_prompt(prompt: object) -> PromptText:
     batch = prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
-    longest = max((len(each) for each in batch if isinstance(each, list)), default=None)
-    if longest is not None:
+    longest = max((len(each) for each in batch if isinstance(each, list)), default=0)
+    if longest:
         return PromptText(size=0, tokens=longest)
     return PromptText(size=max((_size(each) for each in batch if isinstance(each, str)), default=0))
 

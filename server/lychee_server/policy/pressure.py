@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 if TYPE_CHECKING:
     from lychee_server.policy.schema import Pressure
 
-_STEP = 0.1
+_STEP = 0.15
 """The level in force follows the smoothed one when they are this far apart: noise does not move budgets."""
 
 

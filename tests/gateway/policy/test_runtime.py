@@ -1,0 +1,376 @@
+"""The policy at work: a gateway with a policy file in front of a scripted engine."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from lychee_server.__main__ import main
+from lychee_server.policy.curve import reach_of
+from lychee_server.policy.file import PolicyError, load_policy
+from tests.gateway.policy.test_recall import recall_at
+from tests.gateway.scripted_engine import SUMMARY, Script, chat_answer, chat_events, wait_until
+from tests.gateway.test_curve import CURVE
+
+EXAMPLE = Path(__file__).parents[3] / "deploy" / "policy.example.yaml"
+
+RULES = """
+version: 1
+default: {budget: 700}
+tiers:
+  free: {bounds: {max: 300}}
+rules:
+- {name: streams, when: {streaming: true}, gives: {budget: 400}}
+- {name: long, when: {prompt_tokens: {min: 1000}}, gives: {budget: 900}}
+"""
+
+
+@pytest.fixture
+def with_policy(start_gateway, tmp_path):
+    """Start a gateway with a policy; the file is `policy.yaml` in `tmp_path`."""
+
+    def start(text: str, **settings: Any):
+        file = tmp_path / "policy.yaml"
+        file.write_text(text)
+        return start_gateway(policy_file=file, **settings)
+
+    return start
+
+
+def sent(engine) -> dict[str, Any]:
+    """The budget that the engine was asked for last."""
+    return {k: v for k, v in engine.bodies[-1].get("custom_params", {}).items() if k.startswith("lychee_")}
+
+
+def explain(gateway, request: dict[str, Any], **more: Any) -> dict[str, Any]:
+    reply = gateway.http.post("/v1/sparsity/explain", json={"request": request, **more})
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
+def test_the_example_is_a_policy():
+    policy = load_policy(EXAMPLE)
+    assert set(policy.tiers) == {"gold", "free"}
+    assert policy.pressure is not None
+
+
+def test_the_default_and_a_rule(with_policy, engine):
+    gateway = with_policy(RULES)
+    reply = gateway.chat()
+    assert sent(engine) == {"lychee_budget": 700}
+    assert reply.json()["lychee"]["reason"] == "default"
+    assert "rule" not in reply.json()["lychee"]
+    with gateway.http.stream("POST", "/v1/chat/completions", json={"messages": [{}], "stream": True}) as stream:
+        assert sent(engine) == {"lychee_budget": 400}
+        known = {k: v for k, v in stream.headers.items() if k.startswith("x-lychee")}
+        last = stream.read().split(b"\n\n")[-3]
+    assert known == {
+        "x-lychee-budget": "400",
+        "x-lychee-mode": "topk",
+        "x-lychee-reason": "rule",
+        "x-lychee-rule": "streams",
+    }
+    told = json.loads(last.removeprefix(b"data: "))["lychee"]
+    assert (told["reason"], told["rule"]) == ("rule", "streams")
+    assert gateway.total("lychee_policy_rule_answers_total", rule="streams") == 1
+    assert gateway.total("lychee_policy_rule_answers_total", rule="long") == 0
+    assert gateway.total("lychee_budget_decisions_total", reason="rule") == 1
+    assert gateway.total("lychee_budget_decisions_total", reason="default") == 1
+
+
+def test_a_request_that_names_its_budget_is_not_ruled(with_policy, engine):
+    gateway = with_policy(RULES)
+    reply = gateway.chat(stream=False, lychee={"budget": 64})
+    assert sent(engine) == {"lychee_budget": 64}
+    assert reply.headers["x-lychee-reason"] == "request"
+
+
+@pytest.mark.parametrize(
+    ("count", "budget", "asked"),
+    [(1200, 900, 1), (400, 700, 1), (None, 700, 1)],
+)
+def test_near_a_border_the_engine_counts_the_prompt(with_policy, engine, count, budget, asked):
+    """700 tokens are estimated, within a margin that includes 1000; one that cannot be counted stays estimated."""
+    gateway = with_policy(RULES)
+    engine.token_count = count
+    message = {"role": "user", "content": "x" * 2780}
+    gateway.chat(messages=[message], tools=[], lychee=None)
+    assert sent(engine) == {"lychee_budget": budget}
+    assert engine.tokenized == [{"messages": [message], "tools": []}]
+    assert gateway.total("lychee_prompts_tokenized_total") == asked
+
+
+@pytest.mark.parametrize("size", [400, 60_000])
+def test_far_from_a_border_it_does_not(with_policy, engine, size):
+    gateway = with_policy(RULES)
+    gateway.chat(messages=[{"role": "user", "content": "x" * size}])
+    assert sent(engine) == {"lychee_budget": 900 if size > 5000 else 700}
+    assert engine.tokenized == []
+
+
+def test_answers_teach_how_long_prompts_are(with_policy, engine):
+    """The scripted engine's prompts have 1000 tokens: 2000 bytes are 2.01 a token, whatever was guessed at first."""
+    gateway = with_policy(RULES)
+    engine.token_count = 1000
+    for _ in range(40):
+        gateway.chat(messages=[{"role": "user", "content": "x" * 2000}])
+    (learnt,) = gateway.http.get("/v1/sparsity").json()["prompt_lengths"]
+    assert learnt["bytes_per_token"] == pytest.approx(2000 / 995, rel=0.03)
+    assert learnt["answers"] == 40
+
+
+def recalling(body: dict[str, Any]) -> dict[str, Any]:
+    """An answer of an engine whose recall depends on the budget as it did when the shipped plan was measured."""
+    budget = body["custom_params"]["lychee_budget"]
+    recall = recall_at(reach_of(budget, 6000 + 20))
+    summary = {**SUMMARY, "budget": budget, "recall": recall, "decode_steps": 40, "sparse_steps": 40}
+    answer = chat_answer({**summary, "context_tokens": 6041})
+    return {**answer, "usage": {"prompt_tokens": 6000, "completion_tokens": 41, "total_tokens": 6041}}
+
+
+def test_a_recall_is_held_without_a_policy(gateway, engine):
+    engine.script = Script(answer=recalling)
+    budgets, recalls = [], []
+    for _ in range(80):
+        reply = gateway.chat(messages=[{"role": "user", "content": "x" * 24_000}], lychee={"min_recall": 0.95})
+        told = reply.json()["lychee"]
+        assert told["reason"] == "min_recall"
+        budgets.append(told["budget"])
+        recalls.append(told["recall"])
+    assert budgets[0] > 3000
+    assert min(recalls) >= 0.94
+    assert all(0.95 <= recall <= 0.96 for recall in recalls[-10:])
+    state = gateway.http.get("/v1/sparsity").json()
+    (bucket,) = state["recall"]
+    assert (bucket["model"], bucket["prompt_tokens"], bucket["audited_answers"]) == ("tiny", "4096-8191", 80)
+    (held,) = bucket["held"]
+    assert held["min_recall"] == 0.95
+    assert held["budget"] == pytest.approx(budgets[-1], rel=0.05)
+    assert any(row["recall"] == pytest.approx(0.95, abs=0.02) for row in bucket["reached"])
+    assert gateway.total("lychee_budget_decisions_total", reason="min_recall") == 80
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"recall": None},
+        {"sparse_steps": 39},
+        {"mode": "top_p"},
+        {"budget": "dense", "mode": None},
+        {"sparse_steps": 0, "decode_steps": 0},
+    ],
+)
+def test_answers_that_say_nothing_of_recall(gateway, engine, change):
+    engine.script = Script(answer=lambda body: {**recalling(body), "lychee": {**recalling(body)["lychee"], **change}})
+    gateway.chat(lychee={"min_recall": 0.9})
+    assert gateway.total("lychee_prompt_tokens_total") == 6000
+    (bucket,) = [b for b in gateway.http.get("/v1/sparsity").json()["recall"] if b["held"]]
+    assert bucket["audited_answers"] == 0
+
+
+def test_a_time_per_token_needs_a_curve(gateway):
+    reply = gateway.chat(lychee={"target_itl_ms": 20})
+    assert reply.status_code == 400
+    assert reply.json()["error"]["code"] == "no_speed_curve"
+    assert reply.json()["error"]["param"] == "lychee.target_itl_ms"
+
+
+@pytest.fixture
+def curve_file(tmp_path):
+    path = tmp_path / "curve.json"
+    path.write_text(json.dumps(CURVE))
+    return path
+
+
+def test_a_time_per_token(start_gateway, engine, curve_file):
+    gateway = start_gateway(curve_file=curve_file)
+    # 8,000 tokens: 512 take 20 ms and 2048 take 26 ms; 23 ms is halfway in the logarithm of the budget: 1024.
+    gateway.chat(messages=[{"role": "user", "content": "x" * 31_980}], lychee={"target_itl_ms": 23})
+    assert sent(engine)["lychee_budget"] == pytest.approx(1024, abs=2)
+    gateway.chat(messages=[{"role": "user", "content": "x" * 31_980}], lychee={"target_itl_ms": 100})
+    assert sent(engine) == {"lychee_budget": "dense"}
+
+
+def test_the_curve_of_another_engine_is_no_curve(start_gateway, engine, curve_file):
+    engine.info = {**engine.info, "model": "other"}
+    gateway = start_gateway(curve_file=curve_file)
+    assert gateway.chat(lychee={"target_itl_ms": 23}).status_code == 400
+
+
+PRESSED = """
+version: 1
+default: {budget: 800}
+bounds: {min: 200}
+pressure: {queue: {low: 2, high: 10}, interval: 0.05, rise_seconds: 0.05, fall_seconds: 0.05}
+"""
+
+
+def load(waiting: int, usage: float) -> dict[str, Any]:
+    return {"dp_rank": 0, "num_running_reqs": 4, "num_waiting_reqs": waiting, "token_usage": usage}
+
+
+def test_budgets_shrink_under_load_and_come_back(with_policy, engine):
+    gateway = with_policy(PRESSED)
+    engine.loads = [load(50, 0.1)]
+    wait_until(lambda: gateway.value("lychee_policy_pressure_ratio") == 1)
+    reply = gateway.chat()
+    assert sent(engine) == {"lychee_budget": 200}
+    assert reply.json()["lychee"]["reason"] == "pressure"
+    assert gateway.http.get("/v1/sparsity").json()["pressure"] == {"level": 1.0, "queue": 50, "kv_use": 0.1}
+    # What a request fixed itself is left alone.
+    gateway.chat(lychee={"budget": 700})
+    assert sent(engine) == {"lychee_budget": 700}
+    engine.loads = [load(0, 0.1)]
+    wait_until(lambda: gateway.value("lychee_policy_pressure_ratio") == 0)
+    gateway.chat()
+    assert sent(engine) == {"lychee_budget": 800}
+
+
+def test_the_kv_pool_presses_too(with_policy, engine):
+    gateway = with_policy(PRESSED)
+    engine.loads = [load(0, 0.2), load(0, 0.99)]
+    wait_until(lambda: gateway.value("lychee_policy_pressure_ratio") == 1)
+
+
+def test_without_an_account_of_its_load_an_engine_does_not_press(with_policy, engine):
+    gateway = with_policy(PRESSED)
+    gateway.chat()
+    assert sent(engine) == {"lychee_budget": 800}
+
+
+def test_a_reload_and_a_refused_one(with_policy, tmp_path, caplog, engine):
+    gateway = with_policy(RULES)
+    budgets = gateway.server._app.state.gateway.budgets
+    file = tmp_path / "policy.yaml"
+    file.write_text("version: 1\ndefault: {budget: 150}\n")
+    assert budgets.reload()
+    gateway.chat()
+    assert sent(engine) == {"lychee_budget": 150}
+    assert gateway.registry.get_sample_value("lychee_policy_rule_answers_total", {"rule": "long"}) is None
+    file.write_text("version: 1\ndefault: {budget: lots}\n")
+    with caplog.at_level(logging.ERROR):
+        assert not budgets.reload()
+    (record,) = [each for each in caplog.records if each.levelno == logging.ERROR]
+    assert record.problem == f'{file}:2: default.budget is "lots": allowed are a whole number from 1, dense and auto'
+    gateway.chat()
+    assert sent(engine) == {"lychee_budget": 150}
+    assert gateway.value("lychee_policy_reloads_total", result="taken") == 1
+    assert gateway.value("lychee_policy_reloads_total", result="refused") == 1
+
+
+def test_a_rule_with_a_time_per_token_needs_a_curve(with_policy):
+    with pytest.raises(PolicyError, match="target_itl_ms needs a speed curve; the setting curve_file is not set"):
+        with_policy("version: 1\ndefault: {target_itl_ms: 20}")
+
+
+def test_a_bad_file_at_the_start_ends_the_process(tmp_path, capsys):
+    file = tmp_path / "policy.yaml"
+    file.write_text("version: 1\ntiers: {gold: {priority: 5000}}\n")
+    assert main(["--port", "0", "--policy-file", str(file)]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"lychee-gateway: {file}:2: tiers.gold.priority is 5000: Input should be less than or equal to 1000"
+    ]
+
+
+def test_sighup_reads_the_file_again(running, tmp_path):
+    file = tmp_path / "policy.yaml"
+    file.write_text("version: 1\ndefault: {budget: 111}\n")
+    command = [sys.executable, "-m", "lychee_server", "--engine-url", running.server.url, "--port", "0"]
+    environ = {**os.environ, "PYTHONPATH": "server", "LYCHEE_GATEWAY_POLICY_FILE": str(file)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ)
+    assert process.stderr is not None
+    try:
+        port = json.loads(process.stderr.readline())["port"]
+        wait_until(lambda: running.engine.tokens_generated > 0, timeout=15)
+        file.write_text("version: 1\ndefault: {budget: 222}\n")
+        process.send_signal(signal.SIGHUP)
+        told = ""
+        while told != "the policy was reloaded":
+            told = json.loads(process.stderr.readline())["message"]
+        body = {"request": {"messages": []}}
+        reply = httpx.post(f"http://127.0.0.1:{port}/v1/sparsity/explain", json=body, timeout=20).json()
+        assert reply["budget"] == 222
+    finally:
+        process.terminate()
+        process.wait(10)
+        process.stderr.close()
+
+
+def test_explained_step_by_step(with_policy, engine):
+    gateway = with_policy(RULES)
+    told = explain(gateway, {"messages": [], "stream": True}, tier="free", prompt_tokens=5000)
+    assert told == {
+        "budget": 300,
+        "mode": "topk",
+        "value": None,
+        "reason": "tier",
+        "rule": "streams",
+        "tier": "free",
+        "prompt_tokens": {"estimate": 5000, "low": 5000, "high": 5000},
+        "steps": [
+            {"step": "request", "says": "leaves it to the policy"},
+            {"step": "rule", "says": "streams gives budget 400"},
+            {"step": "bounds", "says": "the tier allows 1 to 300: 300 tokens"},
+        ],
+    }
+    assert engine.bodies == []
+
+
+def test_explained_without_a_policy(gateway):
+    told = explain(gateway, {"prompt": "x" * 400})
+    assert (told["budget"], told["reason"], told["prompt_tokens"]["estimate"]) == (1024, "default", 100)
+    assert gateway.http.get("/v1/sparsity").json()["policy"] is None
+
+
+def test_an_explained_recall_begins_nothing(gateway):
+    told = explain(gateway, {"messages": [], "lychee": {"min_recall": 0.9}}, prompt_tokens=6000)
+    assert told["reason"] == "min_recall"
+    assert 2500 < told["budget"] < 3500
+    assert gateway.http.get("/v1/sparsity").json()["recall"] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "request"),
+        ({"request": []}, "request"),
+        ({"request": {"lychee": {"budget": 0}}}, "lychee.budget"),
+        ({"request": {}, "route": "embeddings"}, "route"),
+        ({"request": {}, "tier": "silver"}, "tier"),
+        ({"request": {}, "tier": 1}, "tier"),
+        ({"request": {}, "prompt_tokens": 0}, "prompt_tokens"),
+        ({"request": {}, "prompt_tokens": 8193}, "prompt_tokens"),
+        ({"request": {}, "prompt_tokens": True}, "prompt_tokens"),
+        ({"request": {}, "budget": 1}, None),
+    ],
+)
+def test_explain_refuses(gateway, body, param):
+    reply = gateway.http.post("/v1/sparsity/explain", json=body)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["param"] == param
+
+
+def test_state_of_a_gateway_with_a_policy(with_policy):
+    state = with_policy(RULES).http.get("/v1/sparsity").json()
+    assert state["policy"]["rules"][0] == {"name": "streams", "when": {"streaming": True}, "gives": {"budget": 400}}
+    assert state["plan"]["name"] == "built-in"
+    assert state["defaults"]["budget"] == 1024
+
+
+def test_an_engine_without_the_plug_in_is_asked_as_before(with_policy, engine):
+    engine.info = None
+    engine.script = Script(answer=chat_answer(None), events=list(chat_events(None)))
+    gateway = with_policy(RULES)
+    gateway.chat()
+    assert "custom_params" not in engine.bodies[-1]
+    assert "without the lychee plug-in" in explain(gateway, {"messages": []})["steps"][0]["says"]
+    assert gateway.http.get("/v1/sparsity").json()["plan"] is None
