@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import logging
 import os
@@ -14,9 +13,11 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from lychee_server import keys_cli
 from lychee_server.app import create_app
 from lychee_server.curve import CurveError
 from lychee_server.drain import DrainingServer
+from lychee_server.keys import KeysError
 from lychee_server.logs import configure_logging
 from lychee_server.policy.file import PolicyError
 from lychee_server.settings import ENV_PREFIX, Settings, SettingsError, load_settings
@@ -36,16 +37,19 @@ NO_ADDRESS = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the gateway until SIGTERM or SIGINT.
+    """Run the gateway until SIGTERM or SIGINT, or `keys` instead.
 
     Returns:
         The exit status: 0 after a shutdown, 2 for bad settings, 1 when the address cannot be had.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] == "keys":
+        return keys_cli.main(arguments[1:])
     flags = {name: value for name, value in vars(_parser().parse_args(arguments)).items() if value is not None}
     try:
         settings = load_settings(os.environ, flags)
         app = create_app(settings)
-    except (SettingsError, PolicyError, CurveError) as error:
+    except (SettingsError, KeysError, PolicyError, CurveError) as error:
         return _fail(str(error), BAD_SETTINGS)
     try:
         listener = _listen(settings.host, settings.port)
@@ -60,19 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _serve(settings: Settings, app: FastAPI, listener: socket.socket) -> None:
     gateway: Gateway = app.state.gateway
     config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False)
-    server = DrainingServer(config, gateway.drain, settings.drain_timeout)
+    server = DrainingServer(config, gateway.drain, settings)
 
     def leave(_: int, __: FrameType | None) -> None:
         # uvicorn raises the signal once more when it has shut down: that one must not kill the process.
         if not server.should_exit:
             sys.exit(0)
 
-    def reload(_: int, __: FrameType | None) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop does not run yet, or no more: nothing is decided
-            asyncio.get_running_loop().call_soon_threadsafe(gateway.budgets.reload)
-
     signal.signal(signal.SIGTERM, leave)
-    signal.signal(signal.SIGHUP, reload)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the application runs: it would end the process
     host, port = listener.getsockname()[:2]
     log.info("listening", extra={"host": host, "port": port, "engines": settings.all_engine_urls})
     with contextlib.suppress(KeyboardInterrupt):
@@ -83,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lychee-gateway",
         description="OpenAI's API in front of SGLang, with a sparsity budget for each request.",
-        epilog=f"Every flag can be given as an environment variable too: --engine-url is {ENV_PREFIX}ENGINE_URL.",
+        epilog=f"Every flag can be given as an environment variable too: --engine-url is {ENV_PREFIX}ENGINE_URL. "
+        "`lychee-gateway keys --help` shows how keys for callers are made.",
     )
     for name, field in Settings.model_fields.items():
         help_text = f"{field.description} (default: {field.default})".replace("%", "%%")

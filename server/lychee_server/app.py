@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -14,17 +15,23 @@ from lychee_server.curve import SpeedCurve
 from lychee_server.drain import Drain
 from lychee_server.errors import install_error_handlers
 from lychee_server.forward import Gateway
+from lychee_server.keys import Authentication
+from lychee_server.limits import Limits
 from lychee_server.metrics import GatewayMetrics
 from lychee_server.middleware import RequestMiddleware
 from lychee_server.policy.runtime import BudgetPolicy
+from lychee_server.policy.schema import Tier
 from lychee_server.pool import EnginePool
+from lychee_server.reload import Reloads
 from lychee_server.routes import completions, models, operations, sparsity
 from lychee_server.speed import SpeedReference
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Collection
 
     from lychee_server.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 def create_app(
@@ -39,6 +46,7 @@ def create_app(
 
     Raises:
         PolicyError: the policy file cannot be used.
+        KeysError: the keys file cannot be used.
         CurveError: the speed curve cannot be used.
     """
     registry = registry if registry is not None else CollectorRegistry()
@@ -46,21 +54,27 @@ def create_app(
     curve = SpeedCurve.load(settings.curve_file) if settings.curve_file else None
     speed = SpeedReference(curve, metrics)
     engines = engines if engines is not None else EnginePool.connect(settings, metrics, speed)
+    admission = Admission(settings.max_concurrency, settings.max_queue, settings.queue_timeout, metrics)
+    budgets = BudgetPolicy(
+        settings.policy_file,
+        engines=engines,
+        metrics=metrics,
+        waiting=lambda: admission.waiting,
+        curve=curve,
+        timeout=settings.health_timeout,
+    )
+    authentication = Authentication(settings.keys_file, settings.api_key, tiers=lambda: _tiers(budgets))
     gateway = Gateway(
         settings=settings,
         engines=engines,
         speed=speed,
-        budgets=BudgetPolicy(
-            settings.policy_file,
-            engines=engines,
-            metrics=metrics,
-            waiting=lambda: 0,
-            curve=curve,
-            timeout=settings.health_timeout,
-        ),
+        budgets=budgets,
         metrics=metrics,
-        admission=Admission(settings.max_concurrency),
+        authentication=authentication,
+        limits=Limits(lambda caller: budgets.policy.tier(caller.tier) if budgets.policy else Tier(), metrics),
+        admission=admission,
         drain=Drain(settings.drain_timeout),
+        reloads=_reloads(settings, budgets, authentication),
     )
     app = FastAPI(
         title="lychee gateway",
@@ -74,19 +88,46 @@ def create_app(
     for router in (completions.router, models.router, operations.router, sparsity.router):
         app.include_router(router)
     install_error_handlers(app, settings.retry_after)
-    app.add_middleware(RequestMiddleware, metrics=metrics, drain=gateway.drain, access_log=settings.access_log)
+    app.add_middleware(
+        RequestMiddleware,
+        authentication=authentication,
+        metrics=metrics,
+        drain=gateway.drain,
+        retry_after=settings.retry_after,
+        access_log=settings.access_log,
+    )
     return app
+
+
+def _tiers(budgets: BudgetPolicy) -> Collection[str] | None:
+    return budgets.policy.tiers if budgets.policy else None
+
+
+def _reloads(settings: Settings, budgets: BudgetPolicy, authentication: Authentication) -> Reloads:
+    """Collect what SIGHUP reads again: the policy first, for keys name its tiers."""
+    reloads = Reloads()
+    if settings.policy_file is not None:
+        reloads.add(budgets.reload)
+    if settings.keys_file is not None:
+        reloads.add(authentication.reload)
+    return reloads
 
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gateway: Gateway = app.state.gateway
+    ring = gateway.authentication.ring
+    if len(ring):
+        log.info("callers need a key", extra={"keys": len(ring)})
+    else:
+        log.warning("there are no keys: everybody who reaches this gateway may use it")
     watching = [
         asyncio.create_task(gateway.engines.run(), name="engine-monitors"),
         asyncio.create_task(gateway.budgets.watch(), name="load-watch"),
     ]
     try:
-        yield
+        with gateway.reloads.on_sighup():
+            yield
     finally:
         for task in watching:
             task.cancel()

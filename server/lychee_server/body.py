@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lychee_server.budget import merge_custom_params
-from lychee_server.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
+from lychee_server.errors import BodyTooLarge, BodyTooSlow, InvalidRequest, UnsupportedMediaType
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -44,10 +45,11 @@ class Completion:
     head: bytes = b""
 
 
-async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
+async def read_json_object(request: Request, max_bytes: int, timeout: float) -> dict[str, Any]:
     """Read and parse a request's body.
 
     Raises:
+        BodyTooSlow: it took longer than `timeout` seconds to arrive.
         UnsupportedMediaType: it is not declared as JSON (a browser can send anything else across origins).
         BodyTooLarge: longer than `max_bytes`.
         InvalidRequest: not JSON, or not an object.
@@ -55,7 +57,11 @@ async def read_json_object(request: Request, max_bytes: int) -> dict[str, Any]:
     media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaType(f'content-type is "{media_type}"; allowed: "application/json"', param="content-type")
-    raw = await _read(request, max_bytes)
+    try:
+        async with asyncio.timeout(timeout):
+            raw = await _read(request, max_bytes)
+    except TimeoutError:
+        raise BodyTooSlow(f"the body did not arrive within {timeout:g} seconds") from None
     try:
         value = json.loads(raw.decode(), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:

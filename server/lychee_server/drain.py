@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from lychee_server.protocol import guarded
+
 if TYPE_CHECKING:
     import socket
+
+    from lychee_server.settings import Settings
 
 # For what is left to do after the last error has been written: abort calls, closing sockets.
 _BACKSTOP_SECONDS = 5.0
@@ -34,11 +38,12 @@ class Drain:
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn, with the drain begun when it stops to accept connections."""
+    """uvicorn, with guarded connections, and with the drain begun when it stops to accept connections."""
 
-    def __init__(self, config: uvicorn.Config, drain: Drain, drain_timeout: float) -> None:
+    def __init__(self, config: uvicorn.Config, drain: Drain, settings: Settings) -> None:
+        config.http = guarded(settings)
         # uvicorn cancels handlers without a word at its own timeout: it only serves as a backstop here.
-        config.timeout_graceful_shutdown = int(drain_timeout + _BACKSTOP_SECONDS) + 1
+        config.timeout_graceful_shutdown = int(settings.drain_timeout + _BACKSTOP_SECONDS) + 1
         super().__init__(config)
         self._drain = drain
 

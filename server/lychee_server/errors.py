@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 from fastapi.responses import JSONResponse
@@ -26,10 +27,13 @@ class GatewayError(Exception):
     type = "server_error"
     code: str | None = None
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, retry_after: float | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
+        self.retry_after = retry_after  # seconds, where they are known
         self.code = code or type(self).code
 
     def body(self) -> dict[str, Any]:
@@ -52,6 +56,13 @@ class BodyTooLarge(InvalidRequest):
     code = "request_too_large"
 
 
+class HeadersTooLarge(InvalidRequest):
+    """Request line and headers are longer than `max_header_bytes`."""
+
+    status = 431
+    code = "headers_too_large"
+
+
 class UnsupportedMediaType(InvalidRequest):
     """The body is not declared as JSON."""
 
@@ -67,8 +78,31 @@ class NoSuchRoute(InvalidRequest):
         self.status = status
 
 
+class NotAuthenticated(GatewayError):
+    """No key, or one that is not valid."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class NoSuchTier(GatewayError):
+    """The key is valid, but its tier is not in the policy."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "unknown_tier"
+
+
+class BodyTooSlow(InvalidRequest):
+    """The body did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
 class TooManyRequests(GatewayError):
-    """`max_concurrency` requests are in flight."""
+    """A limit of the gateway or of the caller's tier is reached."""
 
     status = 429
     type = "rate_limit_error"
@@ -88,6 +122,13 @@ class EngineUnreachable(EngineUnavailable):
 
 class EngineLost(EngineUnavailable):
     """The connection to the engine broke before its answer was complete."""
+
+
+class QueueTimeout(GatewayError):
+    """No place at the engines became free in time."""
+
+    status = 503
+    code = "queue_timeout"
 
 
 class ShuttingDown(EngineUnavailable):
@@ -154,12 +195,27 @@ def _error_fields(body: bytes) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
+def error_response(error: GatewayError, retry_after: int) -> Response:
+    """Write an error in OpenAI's shape.
+
+    Args:
+        error: what happened.
+        retry_after: `Retry-After` of 429 and 503 answers that know no better time, in seconds.
+    """
+    headers = {}
+    if error.status in (429, 503):
+        known = error.retry_after
+        headers["retry-after"] = str(retry_after if known is None else max(1, math.ceil(known)))
+    if error.status == NotAuthenticated.status:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse(error.body(), status_code=error.status, headers=headers)
+
+
 def install_error_handlers(app: FastAPI, retry_after: int) -> None:
-    """Make `app` answer every error in OpenAI's shape; 429 and 503 carry `Retry-After` (seconds)."""
+    """Make `app` answer every error in OpenAI's shape; `retry_after` as in `error_response`."""
 
     def respond(error: GatewayError) -> Response:
-        headers = {"retry-after": str(retry_after)} if error.status in (429, 503) else None
-        return JSONResponse(error.body(), status_code=error.status, headers=headers)
+        return error_response(error, retry_after)
 
     async def on_gateway_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, GatewayError)

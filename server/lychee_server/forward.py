@@ -31,14 +31,17 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from lychee_server.admission import Admission
+    from lychee_server.admission import Admission, Place
     from lychee_server.body import Completion
     from lychee_server.drain import Drain
     from lychee_server.health import EngineInfo
+    from lychee_server.keys import Authentication, Caller
+    from lychee_server.limits import Limits
     from lychee_server.metrics import GatewayMetrics
     from lychee_server.middleware import RequestRecord
     from lychee_server.policy.runtime import BudgetPolicy
     from lychee_server.pool import Engine, EnginePool
+    from lychee_server.reload import Reloads
     from lychee_server.settings import Settings
     from lychee_server.speed import SpeedReference
     from lychee_server.upstream import EngineResponse
@@ -58,8 +61,11 @@ class Gateway:
     engines: EnginePool
     budgets: BudgetPolicy
     metrics: GatewayMetrics
+    authentication: Authentication
+    limits: Limits
     admission: Admission
     drain: Drain
+    reloads: Reloads
     speed: SpeedReference
 
 
@@ -78,6 +84,7 @@ class EngineAnswer(Response):
         path: str,
         trace: dict[str, str],
         record: RequestRecord,
+        caller: Caller,
     ) -> None:
         self._gateway = gateway
         self._engine = engine
@@ -85,20 +92,26 @@ class EngineAnswer(Response):
         self._path = path
         self._trace = trace
         self._record = record
+        self._caller = caller
         self._tally = AnswerTally(
             completion, gateway.metrics, record.started, functools.partial(gateway.budgets.learn, engine, completion)
         )
         self._streaming = False
-        self._reader_seconds = 0.0
+        self._waited_seconds = 0.0  # in the line, and for the client to read
         self._asked: Engine | None = None  # the engine that may be working on it
         self.background = None
         self.status_code = 200
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward the request and answer it; raises `GatewayError` as long as nothing has been sent."""
-        with self._gateway.admission.slot():
+        gateway = self._gateway
+        priority = gateway.limits.priority(self._caller)
+        with (
+            gateway.limits.open(self._caller, len(self._completion.body)) as lease,
+            gateway.admission.place(self._caller.id, priority) as place,
+        ):
             try:
-                await self._first_of(self._work(scope, receive, send), receive)
+                await self._first_of(self._work(place, scope, receive, send), receive)
             except _ClientGone:
                 self._record.status = CLIENT_GONE
             except GatewayError as error:
@@ -108,6 +121,14 @@ class EngineAnswer(Response):
             finally:
                 if not self._tally.done and self._asked is not None:
                     await self._asked.upstream.abort(self._completion.rids)
+                lease.settle(self._tokens(lease.reserved))
+
+    def _tokens(self, reserved: float) -> float:
+        """Return the tokens that the caller is charged: of an answer that broke off, its body's size and its chunks."""
+        known = self._tally.tokens()
+        if known is not None:
+            return sum(known)
+        return reserved + self._tally.outputs if self._asked is not None else 0.0
 
     async def _first_of(self, work: Coroutine[None, None, None], receive: Receive) -> None:
         """Do the work, unless the client leaves or the shutdown's time is over before."""
@@ -128,8 +149,11 @@ class EngineAnswer(Response):
         else:
             raise ShuttingDown("the gateway is shutting down; the answer could not be completed in time")
 
-    async def _work(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Ask one engine after the other, until one has begun to answer or has refused the request."""
+    async def _work(self, place: Place, scope: Scope, receive: Receive, send: Send) -> None:
+        """Wait for a place, then ask one engine after the other, until one answers or refuses."""
+        began = time.perf_counter()
+        await place.enter()
+        self._waited_seconds = time.perf_counter() - began
         engines = self._gateway.engines
         tried: list[Engine] = []
         while True:
@@ -161,7 +185,7 @@ class EngineAnswer(Response):
         if summary is not None:
             gateway.speed.answered(engine.name, summary, self._completion.choices)
             if summary.engine_seconds is not None:
-                gateway.metrics.overhead(took - summary.engine_seconds - self._reader_seconds)
+                gateway.metrics.overhead(took - summary.engine_seconds - self._waited_seconds)
 
     async def _ask(self, engine: Engine, send: Send) -> Response | None:
         """Send the request to an engine; returns its answer, or None when it was a stream that has been sent."""
@@ -233,7 +257,7 @@ class EngineAnswer(Response):
         except TimeoutError:
             raise _ClientGone from None
         finally:
-            self._reader_seconds += time.perf_counter() - began
+            self._waited_seconds += time.perf_counter() - began
 
     async def _end_stream(self, error: GatewayError, send: Send) -> None:
         self._record.status = error.status

@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import bisect
 from typing import TYPE_CHECKING, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from lychee_server import buckets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lychee_server.schemas import EngineSummary, PlanInfo, Reason
 
-FIRST_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300)
-TOKEN_GAP_SECONDS = (0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.4, 0.8, 2, 5)
-REQUEST_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600, 1200)
-QUEUE_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
-BUDGET_TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
-RECALL = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 0.999, 1)
-FRACTION = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 1)
-
-OVERHEAD_SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.06, 0.125, 0.25, 0.5, 1)
-
-CONTEXT_EDGES = (1024, 4096, 16_384, 65_536, 262_144)
-CONTEXT_LABELS = ("0-1k", "1k-4k", "4k-16k", "16k-64k", "64k-256k", "256k+")
+    Refusal = Literal["no_key", "requests_limit", "tokens_limit", "concurrency_limit", "queue_full", "queue_timeout"]
 
 Uncounted = Literal["no_curve", "other_engine", "not_timed", "outside_curve"]
 FALLBACK_REASONS = ("dense_below", "budget_covers_context")
 OTHER = "other"
-
-
-def context_bucket(tokens: int) -> str:
-    """Return the label of a context's length; there are six."""
-    return CONTEXT_LABELS[bisect.bisect_left(CONTEXT_EDGES, tokens)]
 
 
 class GatewayMetrics:
@@ -50,31 +35,31 @@ class GatewayMetrics:
         self._first_token = Histogram(
             "lychee_time_to_first_token_seconds",
             "Streams: from the request to the first chunk.",
-            buckets=FIRST_TOKEN_SECONDS,
+            buckets=buckets.FIRST_TOKEN_SECONDS,
             registry=registry,
         )
         self._token_gap = Histogram(
             "lychee_inter_token_latency_seconds",
             "Streams: time between two chunks with output of the same choice.",
-            buckets=TOKEN_GAP_SECONDS,
+            buckets=buckets.TOKEN_GAP_SECONDS,
             registry=registry,
         )
         self._latency = Histogram(
             "lychee_request_latency_seconds",
             "Successful completions: from the request to the end of the answer.",
-            buckets=REQUEST_SECONDS,
+            buckets=buckets.REQUEST_SECONDS,
             registry=registry,
         )
         self._queue_time = Histogram(
             "lychee_queue_time_seconds",
             "Time a request waited in the engine before its prefill began.",
-            buckets=QUEUE_SECONDS,
+            buckets=buckets.QUEUE_SECONDS,
             registry=registry,
         )
         self._overhead = Histogram(
             "lychee_gateway_overhead_seconds",
             "From the request to the end of the answer, less the engine's own time and the waits for a slow reader.",
-            buckets=OVERHEAD_SECONDS,
+            buckets=buckets.OVERHEAD_SECONDS,
             registry=registry,
         )
 
@@ -90,21 +75,21 @@ class GatewayMetrics:
         self._budget = Histogram(
             "lychee_effective_budget_tokens",
             "Budget in force at the end of an answer; answers without a number (dense, no bound) do not count.",
-            buckets=BUDGET_TOKENS,
+            buckets=buckets.BUDGET_TOKENS,
             registry=registry,
         )
         self._recall = Histogram(
             "lychee_recall_ratio",
             "Attention mass inside the sparse heads' sets, mean over an answer's audited steps.",
             ["context"],
-            buckets=RECALL,
+            buckets=buckets.RECALL,
             registry=registry,
         )
         self._fraction = Histogram(
             "lychee_attended_fraction_ratio",
             "KV entries an answer has read over those dense decoding would have read.",
             ["context"],
-            buckets=FRACTION,
+            buckets=buckets.FRACTION,
             registry=registry,
         )
         self._fallbacks = Counter(
@@ -178,6 +163,23 @@ class GatewayMetrics:
         )
         self._in_flight = Gauge(
             "lychee_requests_in_flight", "Completion requests being worked on now.", registry=registry
+        )
+        self._queued = Gauge(
+            "lychee_requests_queued",
+            "Completion requests that wait for a free place at the engines.",
+            registry=registry,
+        )
+        self._queue_wait = Histogram(
+            "lychee_gateway_queue_seconds",
+            "Time a request waited in the gateway for a free place; requests that did not wait do not count.",
+            buckets=buckets.QUEUE_SECONDS,
+            registry=registry,
+        )
+        self._refused = Counter(
+            "lychee_requests_refused_total",
+            "Requests the gateway refused for want of a key or of room, by reason.",
+            ["reason"],
+            registry=registry,
         )
         self._disconnects = Counter(
             "lychee_client_disconnects_total", "Clients that left before their answer was complete.", registry=registry
@@ -270,6 +272,19 @@ class GatewayMetrics:
         """A request ended; `route` is one of a fixed set."""
         self._requests.labels(route, str(status)).inc()
 
+    def queued(self, waiting: int) -> None:
+        """A request waits; now so many do."""
+        self._queued.set(waiting)
+
+    def queue_left(self, waiting: int, seconds: float) -> None:
+        """A request waits no more, after `seconds`; now so many do."""
+        self._queued.set(waiting)
+        self._queue_wait.observe(seconds)
+
+    def refused(self, reason: Refusal) -> None:
+        """A request was refused."""
+        self._refused.labels(reason).inc()
+
     def client_left(self) -> None:
         """A client went away before its answer was complete."""
         self._disconnects.inc()
@@ -292,7 +307,7 @@ class GatewayMetrics:
             self._rules.labels(rule).inc()
         if isinstance(summary.budget, int):
             self._budget.observe(summary.budget)
-        context = context_bucket(summary.context_tokens)
+        context = buckets.context_bucket(summary.context_tokens)
         if summary.recall is not None:
             self._recall.labels(context).observe(summary.recall)
         if summary.attended_fraction is not None:
@@ -311,7 +326,7 @@ class GatewayMetrics:
 
     def speedup(self, summary: EngineSummary, dense_seconds: float) -> None:
         """An answer's decoding took `summary.decode_seconds`; dense it would have taken `dense_seconds`."""
-        labels = context_bucket(summary.context_tokens), "sparse" if summary.sparse_steps else "dense"
+        labels = buckets.context_bucket(summary.context_tokens), "sparse" if summary.sparse_steps else "dense"
         self._live_seconds.labels(*labels).inc(max(0.0, summary.decode_seconds or 0.0))
         self._dense_seconds.labels(*labels).inc(dense_seconds)
 

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
 
-from lychee_server.errors import CLIENT_GONE
+from lychee_server.errors import CLIENT_GONE, NoSuchTier, NotAuthenticated, error_response
+from lychee_server.keys import ANONYMOUS
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from lychee_server.drain import Drain
+    from lychee_server.keys import Authentication, Caller
     from lychee_server.metrics import GatewayMetrics
 
 log = logging.getLogger(__name__)
@@ -23,6 +25,7 @@ log = logging.getLogger(__name__)
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 MODELS = "/v1/models"
+_GUARDED = "/v1/"
 _PROBES = ("/livez", "/readyz", "/metrics")
 _ID_HEADER = "x-request-id"
 _LONGEST_ID = 128
@@ -44,12 +47,26 @@ class RequestRecord:
 
 
 class RequestMiddleware:
-    """Gives each request a `RequestRecord` in `scope["state"]["record"]` and counts it when it ends."""
+    """Gives each request a `RequestRecord` and a `Caller` in its state, and counts it when it ends.
 
-    def __init__(self, app: ASGIApp, metrics: GatewayMetrics, drain: Drain, access_log: bool) -> None:
+    Paths under /v1 are for callers with a valid key. Probes, metrics and pages are open.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        authentication: Authentication,
+        metrics: GatewayMetrics,
+        drain: Drain,
+        retry_after: int,
+        access_log: bool,
+    ) -> None:
         self._app = app
+        self._authentication = authentication
         self._metrics = metrics
         self._drain = drain
+        self._retry_after = retry_after
         self._level = logging.INFO if access_log else logging.DEBUG
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,8 +74,10 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = RequestRecord(_request_id(Headers(scope=scope)), time.perf_counter())
-        scope.setdefault("state", {})["record"] = record
+        headers = Headers(scope=scope)
+        record = RequestRecord(_request_id(headers), time.perf_counter())
+        state = scope.setdefault("state", {})
+        state["record"], state["caller"] = record, ANONYMOUS
         sent_status = 500
 
         async def send_with_id(message: Message) -> None:
@@ -77,13 +96,18 @@ class RequestMiddleware:
         if completion:
             self._metrics.request_started()
         try:
+            if path.startswith(_GUARDED):
+                state["caller"] = self._authentication.caller(headers.get("authorization"))
             await self._app(scope, receive, send_with_id)
+        except (NotAuthenticated, NoSuchTier) as error:  # the application's own handlers are further inside
+            self._metrics.refused("no_key")
+            await error_response(error, self._retry_after)(scope, receive, send_with_id)
         finally:
-            self._note(scope["method"], path, record, record.status or sent_status)
+            self._note(scope["method"], path, record, record.status or sent_status, state["caller"])
             if completion:
                 self._metrics.request_left()
 
-    def _note(self, method: str, path: str, record: RequestRecord, status: int) -> None:
+    def _note(self, method: str, path: str, record: RequestRecord, status: int, caller: Caller) -> None:
         if path not in _PROBES:
             self._metrics.request_counted(_route(path), status)
         if status == CLIENT_GONE:
@@ -95,6 +119,7 @@ class RequestMiddleware:
                 "request_id": record.request_id,
                 "method": method,
                 "path": path,
+                "caller": caller.id,
                 "status": status,
                 "seconds": round(time.perf_counter() - record.started, 4),
             },

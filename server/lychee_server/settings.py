@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -38,6 +39,7 @@ def _different(urls: tuple[str, ...]) -> tuple[str, ...]:
 
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 EngineUrls = Annotated[tuple[HttpUrl, ...], BeforeValidator(_split), AfterValidator(_different), Field(max_length=64)]
+Secret = Annotated[SecretStr, Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
@@ -50,17 +52,29 @@ class Settings(BaseModel):
     engine_urls: EngineUrls = Field(
         default=(), description="addresses of several engines with the same model, with commas; instead of `engine_url`"
     )
-    engine_api_key: SecretStr | None = Field(
-        default=None, description="key that the engines want (SGLang's `--api-key`)"
-    )
+    engine_api_key: Secret | None = Field(default=None, description="key that the engines want (SGLang's `--api-key`)")
     host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
-    max_concurrency: int = Field(
-        default=256, ge=1, le=100_000, description="requests to the engine at one time; above that, 429"
+    keys_file: FilePath | None = Field(
+        default=None,
+        description="keys of the callers, made by `lychee-gateway keys add`; without keys everybody may call",
     )
+    api_key: Secret | None = Field(
+        default=None, description="one key, without a tier; instead of `keys_file` or beside it"
+    )
+    max_concurrency: int = Field(
+        default=256, ge=1, le=100_000, description="requests to the engines at one time; the next ones wait"
+    )
+    max_queue: int = Field(default=256, ge=0, le=100_000, description="requests that wait for a place; above that, 429")
+    queue_timeout: Seconds = Field(default=30.0, description="longest wait for a place; then 503")
     max_body_bytes: int = Field(
         default=32 * 2**20, ge=1024, le=2**31, description="longest request body; above that, 413"
     )
+    max_header_bytes: int = Field(
+        default=32 * 2**10, ge=1024, le=2**20, description="longest request line and headers together; above that, 431"
+    )
+    header_timeout: Seconds = Field(default=10.0, description="time a client has for a request's line and headers")
+    body_timeout: Seconds = Field(default=60.0, description="time a client has for a request's body; then 408")
     connect_timeout: Seconds = Field(default=2.0, description="wait for a connection to the engine")
     stream_idle_timeout: Seconds = Field(
         default=300.0, description="longest silence of a stream, in either direction; the first token counts too"
@@ -95,6 +109,10 @@ class Settings(BaseModel):
         return self.engine_urls or (self.engine_url,)
 
 
+SECRETS = ("api_key", "engine_api_key")
+"""Settings that can also come from a file, as Docker's secrets do: `LYCHEE_GATEWAY_API_KEY_FILE` names it."""
+
+
 def load_settings(environ: Mapping[str, str], flags: Mapping[str, str]) -> Settings:
     """Merge defaults, `LYCHEE_GATEWAY_*` variables and flags; the later wins.
 
@@ -103,15 +121,26 @@ def load_settings(environ: Mapping[str, str], flags: Mapping[str, str]) -> Setti
         flags: values given on the command line, by field name.
 
     Raises:
-        SettingsError: an unknown variable or a value out of range; names the place, the value and what is allowed.
+        SettingsError: a secret's file that cannot be read, an unknown variable, or a value out of range; names the
+            place, the value and what is allowed.
     """
     from_env = {
         name.removeprefix(ENV_PREFIX).lower(): value for name, value in environ.items() if name.startswith(ENV_PREFIX)
     }
+    for name in [name for name in from_env if name.removesuffix("_file") in SECRETS and name.endswith("_file")]:
+        from_env[name.removesuffix("_file")] = _secret(name, from_env.pop(name))
     try:
         return Settings.model_validate({**from_env, **flags})
     except ValidationError as error:
         raise SettingsError(_one_line(error, flags)) from error
+
+
+def _secret(name: str, path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise SettingsError(f"{ENV_PREFIX}{name.upper()} is {path!r}: {reason}") from error
 
 
 def _one_line(error: ValidationError, flags: Mapping[str, str]) -> str:
@@ -120,4 +149,6 @@ def _one_line(error: ValidationError, flags: Mapping[str, str]) -> str:
     place = f"--{field.replace('_', '-')}" if field in flags else f"{ENV_PREFIX}{field.upper()}"
     if first["type"] == "extra_forbidden":
         return f"{place}: there is no such setting; known are {', '.join(sorted(Settings.model_fields))}"
+    if field in SECRETS:
+        return f"{place}: {first['msg']}"
     return f"{place} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"

@@ -31,6 +31,7 @@ class AnswerTally:
     Attributes:
         done: the answer is complete.
         failed: the status of an error that the engine wrote into the stream.
+        outputs: chunks of a stream that carried output, of all choices.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class AnswerTally:
         self._summary: EngineSummary | None = None
         self._usage: dict[str, Any] | None = None
         self._events = 0
+        self.outputs = 0
         self._last_output: dict[int, float] = {}
         self.done = False
         self.failed: int | None = None
@@ -77,6 +79,7 @@ class AnswerTally:
             if index in self._last_output:
                 self._metrics.token_gap(now - self._last_output[index])
             self._last_output[index] = now
+            self.outputs += 1
         return json_event(chunk) if self._reduce(chunk) is not None else event
 
     @property
@@ -92,7 +95,7 @@ class AnswerTally:
 
     def finish(self) -> None:
         """Count a complete answer."""
-        tokens = self._tokens()
+        tokens = self.tokens()
         if tokens is not None:
             self._metrics.tokens(*tokens)
             if self._learn is not None:
@@ -115,8 +118,8 @@ class AnswerTally:
         answer["lychee"] = reduced.on_the_wire()
         return reduced
 
-    def _tokens(self) -> tuple[int, int] | None:
-        """Return prompt and generated tokens.
+    def tokens(self) -> tuple[int, int] | None:
+        """Return prompt and generated tokens; None while they are not known.
 
         From the usage where the answer has one. Else from the summary: every token but a choice's first took a
         decode step, and the rest of the context is the prompt. The context is that of the longest choice: for

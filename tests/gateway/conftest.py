@@ -80,7 +80,7 @@ def start_gateway(running: RunningEngine) -> Iterator[Callable[..., RunningGatew
             registry = CollectorRegistry()
             app = create_app(chosen, registry=registry)
             drain = app.state.gateway.drain
-            server = ThreadedServer(app, lambda config: DrainingServer(config, drain, chosen.drain_timeout))
+            server = ThreadedServer(app, lambda config: DrainingServer(config, drain, chosen))
             stack.enter_context(serving(server))
             http = stack.enter_context(httpx.Client(base_url=server.url, timeout=20))
             gateway = RunningGateway(server, registry, http, urlsplit(chosen.all_engine_urls[0]).netloc)

@@ -96,7 +96,7 @@ def test_client_that_stops_reading_is_let_go(running, start_gateway):
 
 
 def test_a_place_is_free_again_when_its_client_has_left(running, start_gateway):
-    gateway = start_gateway(max_concurrency=1)
+    gateway = start_gateway(max_concurrency=1, max_queue=0)
     running.engine.script = Script(gate=threading.Event())
     with send(gateway):
         wait_until(lambda: running.engine.bodies)

@@ -56,7 +56,7 @@ def test_a_loaded_favourite_is_passed_over(two):
     assert sorted(counts(engines)) == [3, 5]
     gate.set()
     for thread in threads:
-        thread.join(5)
+        thread.join(20)
 
 
 def test_a_killed_engine_is_replaced_without_an_error(two):

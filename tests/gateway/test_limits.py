@@ -20,7 +20,7 @@ def in_thread(work) -> tuple[threading.Thread, list[httpx.Response]]:
 
 
 def test_more_than_max_concurrency_is_refused_and_comes_through_later(running, start_gateway):
-    gateway = start_gateway(max_concurrency=2, retry_after=7)
+    gateway = start_gateway(max_concurrency=2, max_queue=0, retry_after=7)
     gate = threading.Event()
     running.engine.script = Script(gate=gate)
     first, answers = in_thread(gateway.chat)

@@ -59,6 +59,7 @@ def everything_happened() -> CollectorRegistry:
     metrics.policy_loaded(["rule"])
     metrics.summary(EngineSummary(**SUMMARY), "rule", "rule")
     metrics.engine_ready("e:1", PlanInfo(name="a", method="b", heuristic=False))
+    metrics.refused("queue_full")
     metrics.engine_load("e:1", 0)
     metrics.engine_breaker("e:1", open=False)
     metrics.engine_restarted("e:1")

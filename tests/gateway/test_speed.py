@@ -8,7 +8,8 @@ import logging
 import pytest
 from prometheus_client import CollectorRegistry
 
-from lychee_server.metrics import GatewayMetrics, context_bucket
+from lychee_server.buckets import context_bucket
+from lychee_server.metrics import GatewayMetrics
 from tests.gateway.scripted_engine import INFO, SUMMARY, Script, chat_answer, wait_until
 from tests.gateway.test_curve import CURVE, point
 

@@ -38,7 +38,7 @@ async def _forward(request: Request, path: str, required: str) -> Response:
     gateway: Gateway = request.app.state.gateway
     record: RequestRecord = request.state.record
     engine = gateway.engines.require()
-    body = await read_json_object(request, gateway.settings.max_body_bytes)
+    body = await read_json_object(request, gateway.settings.max_body_bytes, gateway.settings.body_timeout)
     asked = parse_lychee(body.get("lychee"), context_window=engine.context_window)
     check_body(body, required)
     text = prompt_text(body)
@@ -47,4 +47,4 @@ async def _forward(request: Request, path: str, required: str) -> Response:
     )
     completion = prepare(body, required, decision, text)
     trace = {name: request.headers[name] for name in _TRACE_HEADERS if name in request.headers}
-    return EngineAnswer(gateway, engine, completion, path, trace, record)
+    return EngineAnswer(gateway, engine, completion, path, trace, record, request.state.caller)

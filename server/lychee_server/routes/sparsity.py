@@ -86,7 +86,7 @@ async def explain(request: Request) -> Explanation:
     """Say what a request would get and why, step by step, without running it."""
     gateway: Gateway = request.app.state.gateway
     engine = gateway.engines.require()
-    asked = await read_json_object(request, gateway.settings.max_body_bytes)
+    asked = await read_json_object(request, gateway.settings.max_body_bytes, gateway.settings.body_timeout)
     for key in asked:
         if key not in _KEYS:
             raise InvalidRequest(f"{key:.80} is not known; allowed keys are {', '.join(_KEYS)}", code="unknown_key")
