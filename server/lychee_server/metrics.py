@@ -157,7 +157,7 @@ class GatewayMetrics:
         self._requests = Counter(
             "lychee_requests_total",
             "Requests by route and HTTP status; a stream that broke counts with the status of its error, "
-            "a request whose client left as 499. Probes and scrapes are not counted.",
+            "a request whose client left as 499. Probes, scrapes and the page are not counted.",
             ["route", "status"],
             registry=registry,
         )

@@ -26,7 +26,8 @@ CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 MODELS = "/v1/models"
 _GUARDED = "/v1/"
-_PROBES = ("/livez", "/readyz", "/metrics")
+_UNCOUNTED = ("/livez", "/readyz", "/metrics", "/")
+_PAGE_FILES = "/page/"
 _ID_HEADER = "x-request-id"
 _LONGEST_ID = 128
 
@@ -108,7 +109,7 @@ class RequestMiddleware:
                 self._metrics.request_left()
 
     def _note(self, method: str, path: str, record: RequestRecord, status: int, caller: Caller) -> None:
-        if path not in _PROBES:
+        if path not in _UNCOUNTED and not path.startswith(_PAGE_FILES):
             self._metrics.request_counted(_route(path), status)
         if status == CLIENT_GONE:
             self._metrics.client_left()

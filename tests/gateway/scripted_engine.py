@@ -120,6 +120,7 @@ class Script:
         pause: seconds before each piece of a stream, or before the answer.
         status: status of an answer that is not streamed.
         gate: when set, answers and streams wait for it before their last piece.
+        reply: when set, makes a stream's pieces out of the request instead of `events`.
     """
 
     answer: Any = field(default_factory=chat_answer)
@@ -127,6 +128,7 @@ class Script:
     pause: float = 0.0
     status: int = 200
     gate: threading.Event | None = None
+    reply: Callable[[dict[str, Any]], list[bytes | Exception | None]] | None = None
 
 
 class Broken(Exception):
@@ -208,7 +210,8 @@ class ScriptedEngine:
         self.headers.append(dict(request.headers))
         script = self.script
         if body.get("stream") and script.status == 200:
-            return StreamingResponse(self._stream(script), media_type="text/event-stream")
+            events = script.events if script.reply is None else script.reply(body)
+            return StreamingResponse(self._stream(script, events), media_type="text/event-stream")
         await asyncio.sleep(script.pause)
         await _passed(script.gate)
         if callable(script.answer):
@@ -219,11 +222,11 @@ class ScriptedEngine:
             return Response(script.answer, status_code=script.status, media_type="application/json")
         return JSONResponse(script.answer, status_code=script.status)
 
-    async def _stream(self, script: Script) -> AsyncIterator[bytes]:
+    async def _stream(self, script: Script, events: list[bytes | Exception | None]) -> AsyncIterator[bytes]:
         try:
-            for number, event in enumerate(script.events):
+            for number, event in enumerate(events):
                 await asyncio.sleep(script.pause)
-                if number == len(script.events) - 1:
+                if number == len(events) - 1:
                     await _passed(script.gate)
                 if event is None:
                     await asyncio.sleep(3600)

@@ -32,6 +32,13 @@ def test_probes(gateway):
         "status": "ready",
         "context_window": 8192,
         "plan": {"name": "built-in", "method": "heuristic", "heuristic": True, "sha256": "00"},
+        "defaults": {
+            "budget": 1024,
+            "mode": "topk",
+            "value": None,
+            "auto": {"fraction": 0.125, "min": 512, "max": 4096},
+        },
+        "dense_below": 1024,
     }
 
 

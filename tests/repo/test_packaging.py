@@ -62,7 +62,8 @@ def test_wheel_holds_the_packages_and_nothing_else(root: Path, tmp_path: Path, t
     roots = {"lychee_sgl/": "", "kernels/lychee_kernels/": "kernels/", "server/lychee_server/": "server/"}
     expected = {name.removeprefix(above) for start, above in roots.items() for name in texts if name.startswith(start)}
     assert held == expected
-    for name in ("lychee_sgl/py.typed", "lychee_kernels/py.typed", "lychee_server/py.typed"):
+    page = ("lychee_server/page/index.html", "lychee_server/page/main.js", "lychee_server/page/base.css")
+    for name in ("lychee_sgl/py.typed", "lychee_kernels/py.typed", "lychee_server/py.typed", *page):
         assert name in held
     assert [name for name in held if name.startswith("lychee_sgl/heads/plans/") and name.endswith(".json")]
     assert {"licenses/LICENSE", "entry_points.txt"} <= notes

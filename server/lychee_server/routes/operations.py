@@ -29,8 +29,10 @@ async def readyz(request: Request) -> dict[str, Any]:
     if gateway.drain.begun:
         raise ShuttingDown("the gateway is shutting down")
     engine = gateway.engines.require()
-    plan = engine.sparsity.plan.model_dump() if engine.sparsity else None
-    return {"status": "ready", "context_window": engine.context_window, "plan": plan}
+    told = (
+        engine.sparsity.model_dump(include={"plan", "defaults", "dense_below"}) if engine.sparsity else {"plan": None}
+    )
+    return {"status": "ready", "context_window": engine.context_window, **told}
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
