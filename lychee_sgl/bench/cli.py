@@ -5,18 +5,27 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-app = typer.Typer(help="Measure speed against stock SGLang.", no_args_is_help=True, add_completion=False)
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Number = TypeVar("Number", int, float)
+
+app = typer.Typer(
+    help="Measure speed against stock SGLang, and how well a recall is held.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 
 
 @app.callback()
 def _main() -> None:
-    """Measure speed against stock SGLang."""
+    """Measure speed against stock SGLang, and how well a recall is held."""
 
 
 def _write(out: Path, record: dict[str, Any]) -> None:
@@ -83,3 +92,78 @@ def cpu(
         values.append(ratio["first_token_after_hit"]["dense"])
         table.add_row(str(ratio["context_tokens"]), *(f"{value:.2f}" for value in values))
     Console().print(table)
+
+
+@app.command()
+def recall(
+    out: Annotated[Path, typer.Option(help="Where the JSON goes; the answers are kept beside it, as .jsonl.")] = Path(
+        "recall-hold.json"
+    ),
+    plot: Annotated[Path | None, typer.Option(help="Where the PNG goes; left out: beside the JSON.")] = None,
+    documents: Annotated[int, typer.Option(min=2, help="Texts; each is asked three questions.")] = 40,
+    tokens: Annotated[str, typer.Option(help="Shortest and longest text, in tokens.")] = "2100,6900",
+    recalls: Annotated[str, typer.Option(help="Recalls to hold, with commas.")] = "0.9,0.95,0.99",
+    budgets: Annotated[str, typer.Option(help="Fixed budgets, with commas.")] = "128,256,512,1024,2048,4096",
+    answer_tokens: Annotated[int, typer.Option(min=2, help="Longest answer.")] = 48,
+    every: Annotated[int, typer.Option(min=1, help="One decode step in so many is audited.")] = 8,
+    warm_up: Annotated[
+        int, typer.Option(min=0, help="Answers of each bucket before a held recall counts as settled.")
+    ] = 20,
+    at_once: Annotated[int, typer.Option(min=1, help="Requests at one time.")] = 4,
+    engine_url: Annotated[str | None, typer.Option(help="A running engine; left out: one is started here.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ask for everything again.")] = False,
+) -> None:
+    """How well `min_recall` is held on real prompts, and its cost beside fixed budgets with the same worst case."""
+    from lychee_sgl.bench import recall_hold as bench
+    from lychee_sgl.bench.machine import describe
+    from lychee_sgl.bench.recall_report import plot as draw
+    from lychee_sgl.serve.supervisor import StartFailed
+
+    console = Console(stderr=True)
+    try:
+        lengths = _numbers("--tokens", tokens, int)
+        plan = bench.Plan(
+            documents=documents,
+            shortest=lengths[0],
+            longest=lengths[-1],
+            recalls=_numbers("--recalls", recalls, float),
+            budgets=_numbers("--budgets", budgets, int),
+            answer_tokens=answer_tokens,
+            every=every,
+            warm_up=warm_up,
+            seed=3,
+        )
+        journal = bench.Journal(out.with_suffix(".jsonl"), plan)
+        journal.open(fresh=fresh)
+        with tempfile.TemporaryDirectory() as state, console.status("starting engine and gateways") as status:
+            record = bench.run(
+                plan,
+                Path(state),
+                journal,
+                engine_url=engine_url,
+                at_once=at_once,
+                say=lambda done, total: status.update(f"{done} of {total} answers"),
+            )
+    except (bench.RecallError, StartFailed, ValueError) as error:
+        console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    record = {**record, **describe()}
+    _write(out, record)
+    draw(record, plot or out.with_suffix(".png"))
+    table = Table(title="recall held, when settled")
+    for column in ("asked", "reached", "worst answer", "attended", "fixed budget with the same worst case"):
+        table.add_column(column, justify="right")
+    for target in record["targets"]:
+        found = target.get("settled") or target["whole"]
+        same = found["same_worst_case"]["worst_bucket"]
+        beside = f"{same['budget']:.0f}: {same['attended_fraction']:.1%}" if same else "none measured"
+        row = (f"{target['min_recall']:g}", f"{found['worst_bucket']:.4f}", f"{found['worst_answer']:.4f}")
+        table.add_row(*row, f"{found['attended_fraction']:.1%}", beside)
+    Console().print(table)
+
+
+def _numbers(option: str, text: str, kind: Callable[[str], Number]) -> tuple[Number, ...]:
+    try:
+        return tuple(sorted({kind(word) for word in text.split(",")}))
+    except ValueError:
+        raise ValueError(f"{option} is {text!r}, allowed: numbers with commas") from None
