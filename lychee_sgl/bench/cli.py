@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import tempfile
 from pathlib import Path
@@ -120,6 +121,9 @@ def recall(
     from lychee_sgl.serve.supervisor import StartFailed
 
     console = Console(stderr=True)
+    if importlib.util.find_spec("matplotlib") is None:  # before an hour of measuring, not after it
+        console.print("error: the plot needs matplotlib, which comes with the extra `train`", markup=False)
+        raise typer.Exit(1)
     try:
         lengths = _numbers("--tokens", tokens, int)
         plan = bench.Plan(

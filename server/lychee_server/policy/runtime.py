@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _TOKENIZE_SECONDS = 2.0
+_TOKENIZED_AT_ONCE = 8  # it takes the engine's HTTP process some milliseconds; of a flood the rest is estimated
 _TOKENIZED = ("model", "messages", "prompt", "tools", "tool_choice", "reasoning_effort", "chat_template_kwargs")
 _IDLE_SECONDS = 1.0
 _LOADS = "/v1/loads?include=core"
@@ -77,6 +78,7 @@ class BudgetPolicy:
         self._timeout = timeout
         self._lengths = PromptLengths()
         self._gauge = PressureGauge()
+        self._tokenizing = 0
         self.policy: Policy | None = self._load() if path is not None else None
         metrics.policy_loaded([rule.name for rule in self.policy.rules] if self.policy else [])
         self._keeper = RecallKeeper(self.policy.recall if self.policy else RecallHold())
@@ -150,7 +152,7 @@ class BudgetPolicy:
             tier=tier,
             length=length,
         )
-        if text.text_only and depends_on_length(self.policy, question):
+        if text.text_only and self._tokenizing < _TOKENIZED_AT_ONCE and depends_on_length(self.policy, question):
             question = question.at(await self._tokenized(body) or length)
         ready = max(1, sum(engine.monitor.ready for engine in self._engines.engines))
         conditions = Conditions(
@@ -175,6 +177,7 @@ class BudgetPolicy:
     async def _tokenized(self, body: dict[str, Any]) -> Length | None:
         """Ask an engine how long a prompt is; None where it does not say."""
         self._metrics.prompt_tokenized()
+        self._tokenizing += 1
         asked = json.dumps({key: body[key] for key in _TOKENIZED if body.get(key) is not None}).encode()
         try:
             async with (
@@ -185,6 +188,8 @@ class BudgetPolicy:
         except (GatewayError, TimeoutError) as error:
             log.warning("a prompt could not be counted; its length is estimated", extra={"problem": str(error)})
             return None
+        finally:
+            self._tokenizing -= 1
         count = (reply or {}).get("count")
         counts = count if isinstance(count, list) else [count]
         return Length.exactly(max(counts)) if counts and all(type(each) is int for each in counts) else None

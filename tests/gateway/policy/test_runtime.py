@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from lychee_server.__main__ import main
+from lychee_server.keys import hash_key
 from lychee_server.policy.curve import reach_of
 from lychee_server.policy.file import PolicyError, load_policy
 from tests.gateway.policy.test_recall import recall_at
@@ -303,6 +304,20 @@ def test_sighup_reads_the_file_again(running, tmp_path):
         process.terminate()
         process.wait(10)
         process.stderr.close()
+
+
+def test_the_tier_of_the_callers_key(with_policy, engine, tmp_path):
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(f'- id: bob\n  tier: free\n  sha256: "{hash_key("a-key-of-bob-for-tests")}"\n')
+    gateway = with_policy(RULES, keys_file=keys)
+    gateway.http.headers["authorization"] = "Bearer a-key-of-bob-for-tests"
+    reply = gateway.chat(lychee={"budget": 5000})
+    assert sent(engine) == {"lychee_budget": 300}
+    assert (reply.headers["x-lychee-reason"], reply.headers["x-lychee-tier"]) == ("tier", "free")
+    assert reply.json()["lychee"]["tier"] == "free"
+    # Asked about without a name, it is the caller's own.
+    assert explain(gateway, {"messages": []})["tier"] == "free"
+    assert explain(gateway, {"messages": []}, tier=None)["tier"] is None
 
 
 def test_explained_step_by_step(with_policy, engine):
