@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve demo bench doctor test lint test-next install-next constraints clean
+.PHONY: help install serve demo bench doctor test lint test-next install-next dashboards constraints clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PORT ?= 8000
@@ -51,6 +51,9 @@ test: lint ## lint, then all tests
 
 test-next: $(NEXT_ENV)/.installed ## all tests on the next SGLang, in .venv-next
 	$(NEXT_ENV)/bin/pytest $(ARGS)
+
+dashboards: $(ENV)/.installed ## write the JSON of Grafana's dashboards
+	$(ENV)/bin/python -m deploy.dashboards
 
 constraints: $(ENV)/.installed ## resolve constraints.txt and constraints-next.txt anew
 	PATH="$(ENV)/bin:$$PATH"; $(COMPILE) --upgrade -o constraints.txt >/dev/null

@@ -42,8 +42,7 @@ class Engine:
         self.breaker = Breaker(settings.breaker_failures, settings.breaker_pause)
         self.in_flight = 0
         self._metrics = metrics
-        metrics.engine_load(self.name, 0)
-        metrics.engine_breaker(self.name, open=False)
+        metrics.engine_added(self.name)
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:

@@ -6,8 +6,9 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lychee_server.catalogue import Uncounted
     from lychee_server.curve import SpeedCurve
-    from lychee_server.metrics import GatewayMetrics, Uncounted
+    from lychee_server.metrics import GatewayMetrics
     from lychee_server.schemas import EngineSummary, SparsityInfo
 
 log = logging.getLogger(__name__)

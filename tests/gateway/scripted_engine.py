@@ -16,6 +16,8 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from tests.gateway.sglang_metrics import SglangMetrics
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
@@ -151,11 +153,13 @@ class ScriptedEngine:
         self.loads: list[dict[str, Any]] | None = None
         self.token_count: int | None = None
         self.tokenized: list[dict[str, Any]] = []
+        self.sglang = SglangMetrics()
         self.app = Starlette(
             routes=[
                 Route("/health", self._health),
                 Route("/health_generate", self._health_generate),
                 Route("/lychee/info", self._info),
+                Route("/metrics", self.sglang.exposition),
                 Route("/v1/models", self._models),
                 Route("/v1/models/{model:path}", self._model),
                 Route("/v1/loads", self._loads),
@@ -209,6 +213,7 @@ class ScriptedEngine:
         self.bodies.append(body)
         self.headers.append(dict(request.headers))
         script = self.script
+        self.sglang.completion(streaming=bool(body.get("stream")))
         if body.get("stream") and script.status == 200:
             events = script.events if script.reply is None else script.reply(body)
             return StreamingResponse(self._stream(script, events), media_type="text/event-stream")

@@ -1,0 +1,115 @@
+"""Sparsity: which budgets are in force and why, what they cost in recall, what they save."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deploy.dashboards.overview import ALL, READ, speedup
+from deploy.dashboards.panels import WINDOW, Query, add, bars, frame, graph, mean, quantile, rate, ratio, row
+
+if TYPE_CHECKING:
+    from grafana_foundation_sdk.builders.dashboard import Dashboard
+
+    from deploy.dashboards.panels import AnyPanel
+
+BUDGET, RECALL = "lychee_effective_budget_tokens", "lychee_recall_ratio"
+
+
+def build() -> Dashboard:
+    """Build the dashboard."""
+    board = frame("lychee-sparsity", "lychee: sparsity", "Budgets, recall, what is read, and dense fallbacks.")
+    panels: list[AnyPanel] = [
+        row("Budgets"),
+        graph(
+            "Effective budget",
+            "Tokens that a sparse head may read, in force at the end of an answer.",
+            "short",
+            *(Query(quantile(at, BUDGET), f"p{at * 100:g}") for at in (0.1, 0.5, 0.9)),
+        ),
+        graph(
+            "Budget decisions",
+            "Answers a second by where their budget came from.",
+            "short",
+            Query(rate("lychee_budget_decisions_total", "reason"), "{{reason}}"),
+        ),
+        row("Recall and what is read, by length of the context"),
+        graph(
+            "Recall",
+            "Attention mass inside the sparse heads' sets: mean of the audited answers, and the floor.",
+            "percentunit",
+            Query(mean(RECALL, "context"), "{{context}}"),
+            Query("lychee:objective:recall_ratio", "floor"),
+            largest=1,
+        ),
+        graph(
+            "Recall of the worst twentieth",
+            "Fifth percentile of the audited answers.",
+            "percentunit",
+            Query(quantile(0.05, RECALL, "context"), "{{context}}"),
+            largest=1,
+        ),
+        graph(
+            "Attended fraction",
+            "KV entries read over those that dense decoding reads, mean over answers.",
+            "percentunit",
+            Query(mean("lychee_attended_fraction_ratio", "context"), "{{context}}"),
+            largest=1,
+        ),
+        graph(
+            "Speedup over dense",
+            "Sparse answers against the speed curve.",
+            "suffix:x",
+            Query(speedup("sparse", "context"), "{{context}}"),
+        ),
+        row("What decoding reads"),
+        graph(
+            "KV entries a second",
+            "Read by decode steps, and what dense decoding would have read for the same answers.",
+            "short",
+            Query(rate(READ), "read"),
+            Query(rate(ALL), "dense"),
+        ),
+        graph(
+            "Decode steps a second",
+            "By whether the sparse heads read less than everything.",
+            "short",
+            Query(rate("lychee_decode_steps_total", "decoding"), "{{decoding}}"),
+        ),
+        row("Fallbacks, and how far the numbers reach"),
+        graph(
+            "Dense fallbacks",
+            "Share of the answers with a sparse budget of which a decode step ran dense, by the last reason.",
+            "percentunit",
+            Query(
+                f"{rate('lychee_dense_fallbacks_total', 'reason')} / on () group_left () "
+                f"{rate('lychee_budget_decisions_total')}",
+                "{{reason}}",
+            ),
+        ),
+        graph(
+            "Audited answers",
+            "Share of the answers of which at least one step was audited for recall.",
+            "percentunit",
+            Query(ratio(f"{RECALL}_count", "lychee_budget_decisions_total"), "audited"),
+            largest=1,
+        ),
+        bars(
+            "Answers not held against the speed curve",
+            "In the range shown, by why. Their time is in neither side of the speedup.",
+            "short",
+            Query("sum by (reason) (increase(lychee_speedup_uncounted_total[$__range]))", "{{reason}}"),
+        ),
+        graph(
+            "Answers without a summary",
+            "A second, of engines without the plug-in.",
+            "short",
+            Query(f"sum(rate(lychee_answers_without_summary_total[{WINDOW}]))", "answers"),
+        ),
+        bars("Speed curve", "The dense reference in use.", "short", Query("lychee_speed_curve_info", CURVE)),
+        bars("Head plans", "The plan of each engine.", "short", Query("lychee_plan_info", PLAN)),
+    ]
+    return add(board, panels)
+
+
+CURVE = "{{model}}, plan {{plan}}, {{device}}, {{date}}"
+PLAN = "{{engine}}: {{name}}, {{method}}"
