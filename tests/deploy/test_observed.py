@@ -104,7 +104,7 @@ def test_a_service_in_trouble(start_prometheus, start_gateway, engine, running, 
     """Every alert fires, and every panel has something to show."""
     good_curve, other_curve = curve_file(tmp_path), curve_file(tmp_path, plan="11")
     gateway = start_gateway(curve_file=good_curve)
-    narrow = start_gateway(curve_file=other_curve, max_concurrency=1)
+    narrow = start_gateway(curve_file=other_curve, max_concurrency=1, max_queue=0)
     prometheus = start_prometheus(
         {
             "lychee-gateway": [host(gateway.server.url), host(narrow.server.url), f"127.0.0.1:{free_port()}"],
