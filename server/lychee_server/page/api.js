@@ -41,6 +41,12 @@ export async function getJson(path, options) {
   return (await request(path, options)).json();
 }
 
+/** Post JSON, and read the answer's. */
+export async function postJson(path, body) {
+  const headers = { "content-type": "application/json" };
+  return (await request(path, { method: "POST", headers, body: JSON.stringify(body) })).json();
+}
+
 /** Post a streamed chat; yields each chunk as `{chunk, at}`, `at` its arrival by performance.now(). */
 export async function* chat(body, signal) {
   const response = await request("v1/chat/completions", {

@@ -20,26 +20,42 @@ export function nearest(stops, tokens) {
   return stops.reduce((best, stop, index) => (distance(stop) < distance(stops[best]) ? index : best), 0);
 }
 
-/** The fieldset. `onChange` is called after every change. */
+const HINTS = {
+  auto: "A share of the prompt, as the policy or the head plan says.",
+  default: "What a request without a budget gets.",
+  recall: "The budget that this recall has needed so far, by the audits of earlier answers.",
+};
+const EXPLAIN_AFTER = 300; // milliseconds without a further change
+
+/**
+ * The fieldset. `explain(field, tokens)` resolves to what the gateway would do with a request's field `lychee` and a
+ * prompt of so many tokens.
+ */
 export class BudgetControl {
   #stops = stopsTo(8192);
-  #defaults = null;
+  #ready = false;
+  #asking = null;
   #denseBelow = null;
   #contextTokens = 0;
   #touched = false;
 
-  constructor(form, onChange) {
+  constructor(form, explain) {
     this.form = form;
     this.slider = form.querySelector("#budget-slider");
     this.number = form.querySelector("#budget-number");
     this.mode = form.querySelector("#mode");
     this.value = form.querySelector("#mode-value");
     this.hint = form.querySelector("#budget-hint");
-    this.onChange = onChange;
+    this.recall = form.querySelector("#min-recall");
+    this.explain = explain;
     this.slider.addEventListener("input", () => this.#changed(() => this.#fromSlider()));
-    this.number.addEventListener("input", () => this.#changed(() => this.#fromNumber()));
+    this.number.addEventListener("input", () => {
+      this.#choose("tokens");
+      this.#changed(() => this.#fromNumber());
+    });
     this.mode.addEventListener("change", () => this.#changed());
     this.value.addEventListener("input", () => this.#changed());
+    this.recall.addEventListener("input", () => this.#changed(() => this.#choose("recall")));
     for (const choice of form.elements.budget) choice.addEventListener("change", () => this.#changed());
     this.#refresh();
   }
@@ -47,7 +63,7 @@ export class BudgetControl {
   /** Take what the engine says: its window, its plan's defaults, and below which context it runs dense. */
   configure({ context_window: contextWindow, defaults, dense_below: denseBelow }) {
     this.#stops = stopsTo(contextWindow);
-    this.#defaults = defaults ?? null;
+    this.#ready = true;
     this.#denseBelow = denseBelow ?? null;
     this.slider.max = String(this.#stops.length - 1);
     this.number.max = String(contextWindow);
@@ -71,6 +87,7 @@ export class BudgetControl {
     const field = {};
     if (this.choice === "tokens") field.budget = numberOrText(this.number);
     if (this.choice === "auto") field.budget = "auto";
+    if (this.choice === "recall") return { min_recall: numberOrText(this.recall) };
     if (this.mode.value !== "topk") {
       field.mode = this.mode.value;
       field.value = numberOrText(this.value);
@@ -80,8 +97,8 @@ export class BudgetControl {
 
   /** The same in a few words. */
   words() {
-    const own = this.choice === "tokens" ? `${words.count(Number(this.number.value))} tokens` : this.choice;
-    const bound = this.choice === "default" ? "the plan’s default" : own;
+    if (this.choice === "recall") return `recall ≥ ${this.recall.value}`;
+    const bound = this.choice === "tokens" ? `${words.count(Number(this.number.value))} tokens` : this.choice;
     return this.mode.value === "topk" ? bound : `${this.mode.value} ${this.value.value}, ${bound}`;
   }
 
@@ -89,12 +106,15 @@ export class BudgetControl {
     this.#touched = true;
     take();
     this.#refresh();
-    this.onChange();
   }
 
   #fromSlider() {
     this.number.value = String(this.#stops[Number(this.slider.value)]);
-    this.form.querySelector("input[name=budget][value=tokens]").checked = true;
+    this.#choose("tokens");
+  }
+
+  #choose(choice) {
+    this.form.querySelector(`input[name=budget][value=${choice}]`).checked = true;
   }
 
   #fromNumber() {
@@ -104,13 +124,25 @@ export class BudgetControl {
 
   #refresh() {
     const tokens = this.choice === "tokens";
-    this.value.disabled = this.mode.value === "topk";
+    this.mode.disabled = this.choice === "recall"; // which comes alone
+    this.value.disabled = this.mode.disabled || this.mode.value === "topk";
     this.form.querySelector("#budget").dataset.choice = this.choice;
     this.slider.setAttribute("aria-valuetext", `${words.count(this.#stops[Number(this.slider.value)])} tokens`);
-    const plans = this.#defaults?.budget;
-    const known = plans === undefined || plans === null ? "" : ` (${typeof plans === "number" ? words.count(plans) : plans})`;
-    this.form.querySelector("#default-budget").textContent = known;
     this.hint.textContent = this.#hint(tokens ? Number(this.number.value) : null);
+    clearTimeout(this.#asking);
+    if (!tokens && this.#ready) this.#asking = setTimeout(() => this.#forecast(), EXPLAIN_AFTER);
+  }
+
+  // What is not a number of tokens is the gateway's to decide: ask it.
+  async #forecast() {
+    const asked = this.#asking;
+    try {
+      const would = await this.explain(this.field(), this.#contextTokens);
+      if (asked !== this.#asking || this.choice === "tokens") return;
+      this.hint.textContent = `Such a request would get ${words.budget(would.budget, would.mode)} now (${words.reason(would)}).`;
+    } catch {
+      // no answer, or a refusal that the request itself will meet: the hint stays as it is
+    }
   }
 
   #hint(tokens) {
@@ -119,7 +151,7 @@ export class BudgetControl {
       return `This document is short: contexts up to ${words.count(this.#denseBelow)} tokens run dense, whatever the budget.`;
     }
     if (tokens === null) {
-      return this.choice === "auto" ? "A share of the prompt, as the head plan says." : "What a request without a budget gets.";
+      return HINTS[this.choice];
     }
     const base = "Tokens that each sparse head may read at every step";
     if (!(context > 0)) return `${base}.`;

@@ -19,10 +19,10 @@ export class Engine {
     this.#schedule(0);
   }
 
-  /** Look at once: the key has changed, say. */
+  /** Look at once, at the model too: the key has changed, say. */
   look() {
     this.#stale = true;
-    this.#schedule(0);
+    return this.#look();
   }
 
   #schedule(seconds) {
@@ -31,6 +31,7 @@ export class Engine {
   }
 
   async #look() {
+    clearTimeout(this.#timer);
     try {
       const facts = await getJson("readyz");
       if (this.#stale) {

@@ -2,7 +2,7 @@
 
 import { announcer } from "./announce.js";
 import { compareTexts } from "./answer.js";
-import { key } from "./api.js";
+import { key, postJson } from "./api.js";
 import { BudgetControl } from "./budget.js";
 import { Comparison } from "./compare.js";
 import { Engine } from "./engine.js";
@@ -20,6 +20,7 @@ const FIELDS = {
   "lychee.budget": "budget-number",
   "lychee.mode": "mode",
   "lychee.value": "mode-value",
+  "lychee.min_recall": "min-recall",
   max_tokens: "max-tokens",
 };
 
@@ -30,19 +31,17 @@ class Page {
   #read = null;
 
   constructor() {
-    this.budget = new BudgetControl(form, () => this.#describeSparse());
+    this.budget = new BudgetControl(form, (...asked) => this.#explain(...asked));
     this.source = new Source(form, (tokens) => this.budget.contextIs(tokens));
     this.panes = {
       dense: new Pane(at("panes"), "dense", "every head reads everything"),
-      sparse: new Pane(at("panes"), "sparse", ""),
+      sparse: new Pane(at("panes"), "sparse", "sparse heads read what the budget allows"),
     };
     this.engine = new Engine(at("engine"), at("engine-words"), (facts) => {
       this.budget.configure(facts);
       this.source.windowIs(facts.context_window);
-      this.#describeSparse();
     });
     this.live = new Live(at("charts"), at("pause"), at("live-hint"));
-    this.#describeSparse();
     this.#listen();
   }
 
@@ -62,14 +61,15 @@ class Page {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
     });
     at("key").value = key.get();
-    at("key").addEventListener("input", (event) => {
+    at("key").addEventListener("change", (event) => {
       key.set(event.target.value.trim());
       this.engine.look();
     });
   }
 
-  #describeSparse() {
-    this.panes?.sparse.what(`sparse heads read: ${this.budget.words()}`);
+  #explain(lychee, tokens) {
+    const request = { model: this.engine.model, messages: [], ...(lychee && { lychee }) };
+    return postJson("v1/sparsity/explain", { request, ...(tokens > 0 && { prompt_tokens: tokens }) });
   }
 
   #try() {
@@ -87,8 +87,9 @@ class Page {
       this.#refuse("Write a question first, or try the example.", this.source.question);
       return;
     }
+    if (this.engine.model === null) await this.engine.look();
     if (this.engine.model === null) {
-      this.#refuse(at("engine-words").textContent, null);
+      this.#refuse(at("engine-words").textContent, at("engine").dataset.state === "locked" ? at("key") : null);
       return;
     }
     if (prompt !== this.#prompt) this.#forget(names);
@@ -96,6 +97,7 @@ class Page {
     this.#comparison = new Comparison((event, ...details) => this[`on_${event}`](...details));
     this.#busy(true);
     if (at("answers").getBoundingClientRect().top > window.innerHeight) at("answers").scrollIntoView();
+    if (names.includes("sparse")) this.panes.sparse.what(`budget: ${this.budget.words()}`);
     const asked = { budget: this.budget.words(), expected: this.source.expected, time: new Date() };
     const bodies = Object.fromEntries(names.map((name) => [name, this.#body(prompt, name)]));
     try {

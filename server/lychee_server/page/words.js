@@ -28,15 +28,20 @@ export function percent(share) {
 
 /** A budget as it was in force. */
 export function budget(value, mode) {
-  if (value === "dense") return "dense";
+  if (value === "dense" || value === "auto") return value;
   const bound = value === null ? "no bound" : `${count(value)} tokens`;
   return mode && mode !== "topk" ? `${mode}, ${bound}` : bound;
 }
 
 const REASONS = {
   request: "as asked",
+  tier: "the caller’s tier",
+  rule: "a rule of the policy",
   auto: "a share of the prompt",
-  default: "the plan’s default",
+  default: "the default",
+  min_recall: "for the recall asked",
+  target_itl: "for the time per token asked",
+  pressure: "shrunk: the engine is under pressure",
   dense_below: "short context: ran dense",
 };
 
@@ -45,7 +50,7 @@ const FALLBACKS = {
   budget_covers_context: "budget covers the context: ran dense",
 };
 
-/** Why a budget was in force: the words of the answer's `reason` and `dense_fallback`. */
+/** Why a budget is in force: the words of an answer's (or a forecast's) `reason` and `dense_fallback`. */
 export function reason(summary) {
   return FALLBACKS[summary.dense_fallback] ?? REASONS[summary.reason] ?? summary.reason;
 }

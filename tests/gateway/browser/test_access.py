@@ -44,20 +44,20 @@ def test_keyboard_alone_asks_moves_the_slider_and_stops(tab, engine):
         return tab.evaluate("(({id, value, textContent}) => id || value || textContent.trim())(document.activeElement)")
 
     order = []
-    for _ in range(15):
+    for _ in range(16):
         tab.keyboard.press("Tab")
         order.append(focused())
     assert order == [
         "Skip to the answers", "API", "Metrics", "document", "file", "try", "example-length", "question",
-        "tokens", "budget-slider", "budget-number", "both", "sparse-only", "More settings", "API key",
+        "tokens", "min-recall", "budget-slider", "budget-number", "both", "sparse-only", "More settings", "API key",
     ]  # fmt: skip
-    for _ in range(11):
+    for _ in range(12):
         tab.keyboard.press("Shift+Tab")
     tab.keyboard.type("The code is 1234567.")
     for _ in range(4):
         tab.keyboard.press("Tab")
     tab.keyboard.type("What is the code?")
-    for _ in range(2):
+    for _ in range(3):
         tab.keyboard.press("Tab")
     tab.keyboard.press("ArrowLeft")
     for _ in range(2):

@@ -89,22 +89,46 @@ def test_the_slider_sets_the_budget(tab, engine):
     tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     tab.mouse.up()
     expect(number).to_have_value("768")  # the eighth of fifteen stops
-    expect(tab.locator("#sparse .what")).to_have_text("sparse heads read: 768 tokens")
     number.fill("700")
     tab.get_by_role("button", name="Ask sparse only").click()
     expect(figure(tab, "sparse", "budget")).to_have_text("700 tokens (as asked)")
+    expect(tab.locator("#sparse .what")).to_have_text("budget: 700 tokens")
+    slider.press("End")  # the pane goes on saying what was asked
+    expect(tab.locator("#sparse .what")).to_have_text("budget: 700 tokens")
     assert budgets(engine) == [700, 700]
 
 
 @pytest.mark.parametrize(
-    ("choice", "sent"), [("auto", {"lychee_budget": "auto"}), ("plan\N{RIGHT SINGLE QUOTATION MARK}s default", None)]
+    ("choice", "sent", "hint"),
+    [
+        ("auto", {"lychee_budget": "auto"}, "Such a request would get 512 tokens now (a share of the prompt)."),
+        ("default", None, "Such a request would get 1,024 tokens now (the default)."),
+    ],
 )
-def test_budgets_that_are_no_number(tab, engine, choice, sent):
-    write(tab)
-    tab.get_by_label(choice).check()
+def test_budgets_that_are_no_number(tab, engine, choice, sent, hint):
+    write(tab, "long " * 2000)
+    tab.get_by_label(choice, exact=True).check()
+    expect(tab.locator("#budget-hint")).to_have_text(hint)
     tab.get_by_role("button", name="Ask sparse only").click()
     expect(tab.locator("#sparse .phase")).to_have_text("done")
     assert engine.bodies[-1].get("custom_params") == sent
+
+
+def test_a_recall_can_be_asked_for(tab, engine):
+    write(tab, "long " * 2000)
+    tab.get_by_label("Least recall").fill("0.9")
+    expect(tab.get_by_label("recall of at least")).to_be_checked()
+    expect(tab.locator("#budget-hint")).to_contain_text("now (for the recall asked).")
+    forecast = tab.locator("#budget-hint").inner_text()
+    tab.get_by_text("More settings").click()
+    expect(tab.get_by_label("Selection")).to_be_disabled()
+    tab.get_by_role("button", name="Ask sparse only").click()
+    expect(tab.locator("#sparse .phase")).to_have_text("done")
+    expect(figure(tab, "sparse", "budget")).to_contain_text("(for the recall asked)")
+    expect(tab.locator("#runs-rows td").first).to_have_text("recall \N{GREATER-THAN OR EQUAL TO} 0.9")
+    # the forecast is for the page's estimate of the length, what was sent for the gateway's
+    words = forecast.removeprefix("Such a request would get ").split(" tokens")[0]
+    assert int(words.replace(",", "")) == pytest.approx(engine.bodies[0]["custom_params"]["lychee_budget"], rel=0.2)
 
 
 def test_other_modes_carry_their_value(tab, engine):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 
 import pytest
@@ -58,7 +57,7 @@ def test_a_busy_engine_says_when_to_try_again(tab, engine):
 
 def test_too_many_requests_say_when_to_try_again(open_tab, start_gateway, engine):
     engine.script = Script(gate=threading.Event())
-    gateway = start_gateway(max_concurrency=1)
+    gateway = start_gateway(max_concurrency=1, max_queue=0)
     tab = open_tab(gateway)
     write(tab)
     body = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
@@ -110,27 +109,36 @@ def test_the_key_goes_with_every_request_and_stays_in_the_tab(tab, engine):
     write(tab)
     tab.get_by_text("API key", exact=True).click()
     tab.get_by_label("Key, if this gateway asks for one").fill("secret")
+    tab.get_by_label("Key, if this gateway asks for one").blur()
     tab.get_by_role("button", name="Ask sparse only").click()
     expect(tab.locator("#sparse .phase")).to_have_text("done")
     assert {key for url, key in sent if url.endswith("/completions")} == {"Bearer secret"}
     assert tab.evaluate("[localStorage.length, document.cookie]") == [0, ""]
     tab.reload()
     expect(tab.locator("#key")).to_have_value("secret")
-    tab.locator("#key").evaluate("(input) => { input.value = ''; input.dispatchEvent(new Event('input')); }")
+    tab.locator("#key").evaluate("(input) => { input.value = ''; input.dispatchEvent(new Event('change')); }")
     assert tab.evaluate("sessionStorage.length") == 0
     assert all("authorization" not in headers for headers in engine.headers)
 
 
-def test_a_missing_key_is_asked_for(open_tab, gateway):
-    # The gateway's answer is played here: without keys in its settings it asks nobody for one.
-    tab = open_tab(gateway)
-    refusal = {"error": {"message": "no key was given", "type": "invalid_request_error", "param": None, "code": "x"}}
-    tab.route("**/v1/chat/completions", lambda route: route.fulfill(status=401, body=json.dumps(refusal)))
+def test_a_missing_key_is_asked_for(open_tab, start_gateway, engine):
+    engine.script.reply = answers
+    gateway = start_gateway(api_key="the-right-key-of-this-test")
+    tab = open_tab(gateway, ready=False)
+    expect(tab.locator("#engine")).to_have_attribute("data-state", "locked")
     write(tab)
     tab.get_by_role("button", name="Ask both").click()
-    expect(tab.get_by_role("alert")).to_have_text("This gateway asks for an API key: no key was given.")
-    expect(tab.get_by_label("Key, if this gateway asks for one")).to_be_visible()
-    expect(tab.locator("#key")).to_have_attribute("aria-invalid", "true")
+    expect(tab.get_by_role("alert")).to_contain_text("This gateway asks for an API key: ")
+    field = tab.get_by_label("Key, if this gateway asks for one")
+    expect(field).to_be_visible()
+    expect(field).to_have_attribute("aria-invalid", "true")
+    field.fill("a-wrong-key-of-this-test")
+    field.press("Enter")
+    expect(tab.get_by_role("alert")).to_contain_text("This gateway asks for an API key: ")
+    field.fill("the-right-key-of-this-test")
+    field.press("Enter")
+    expect(tab.locator("#sparse .phase")).to_have_text("done")
+    expect(tab.locator("#engine")).to_have_attribute("data-state", "ready")
 
 
 def test_markup_in_an_answer_stays_text(tab, engine):
