@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from lychee_kernels.layout import kept_window
-from lychee_sgl.heads.hybrid_hf import Decoding, Prefix, chosen_tokens, hybrid_attention, step
+from lychee_sgl.heads.hybrid_hf import Decoding, Prefix, hybrid_attention, step
+from lychee_sgl.heads.select import select_mask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,13 +81,14 @@ def measure_gains(
     """
     trace = _trace(loaded, prefix, reply)
     heads, _, steps, context = trace.probabilities[0].shape
-    lengths = torch.arange(context - steps + 1, context + 1)
+    device = trace.probabilities[0].device
+    lengths = torch.arange(context - steps + 1, context + 1, device=device)
     with torch.no_grad():
         means = torch.cat([layer.mean(1) for layer in trace.probabilities])  # [N, m, n]
-        sets = torch.stack([chosen_tokens(mean, lengths, budget, sinks, recent) for mean in means])  # [N, m, n]
+        sets = select_mask(means, lengths, budget, sinks=sinks, recent=recent)  # [N, m, n]
         kept = _kept(lengths, context, budget, sinks, recent)
         total = len(means)
-        gains = {kind: torch.zeros(total, total, dtype=torch.float64) for kind in weightings}
+        gains = {kind: torch.zeros(total, total, dtype=torch.float64, device=device) for kind in weightings}
         for head in range(total):
             layer, index = divmod(head, heads)
             before = torch.cat((kept[None], sets[: layer * heads]))  # [1 + earlier heads, m, n]
@@ -99,7 +101,7 @@ def measure_gains(
                 for kind, damage in _damages(loaded, trace, layer, index, lost, weightings).items():
                     gains[kind][: layer * heads, head] = damage[0] - damage[1:]
                     gains[kind][head, head] = damage[0]
-    return {kind: gain.clamp(min=0.0) for kind, gain in gains.items()}
+    return {kind: gain.clamp(min=0.0).cpu() for kind, gain in gains.items()}
 
 
 def _trace(loaded: LoadedModel, prefix: Prefix, reply: Sequence[int]) -> _Trace:
@@ -107,7 +109,7 @@ def _trace(loaded: LoadedModel, prefix: Prefix, reply: Sequence[int]) -> _Trace:
     trace = _Trace()
     with hybrid_attention(loaded.model), torch.enable_grad():
         logits = step(loaded.model, Decoding(prefix=prefix, observer=trace.observe), reply)
-        right = torch.tensor(reply[1:])[:, None]
+        right = torch.tensor(reply[1:], device=logits.device)[:, None]
         wrong = logits[:-1].scatter(1, right, float("-inf")).logsumexp(-1)
         # the log-odds log(p / (1 - p)): unlike log p they still have a gradient where the model is sure of itself
         (logits[:-1].gather(1, right).squeeze(1) - wrong).sum().backward()
@@ -117,7 +119,7 @@ def _trace(loaded: LoadedModel, prefix: Prefix, reply: Sequence[int]) -> _Trace:
 def _kept(lengths: torch.Tensor, context: int, budget: int, sinks: int, recent: int) -> torch.Tensor:
     """What every set holds in any case: bool [m, n]."""
     sinks, recent = kept_window(budget, sinks, recent)
-    position = torch.arange(context)
+    position = torch.arange(context, device=lengths.device)
     from_end = lengths[:, None] - position
     return ((position < sinks) | (from_end <= max(recent, 1))) & (from_end > 0)
 

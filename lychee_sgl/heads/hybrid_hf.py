@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AttentionInterface, DynamicCache
 
-from lychee_kernels.layout import DecodeRows, Mode
-from lychee_kernels.select_tokens import select_tokens
+from lychee_sgl.heads.select import select_mask
 
 if TYPE_CHECKING:
     from lychee_sgl.heads.plan import HeadPlan
@@ -113,8 +112,8 @@ class Decoding:
         scores = torch.cat([q @ part.transpose(1, 2) for part in parts], dim=-1).float() * scale
         context = scores.shape[-1]
         scores = scores.view(heads, -1, new, context)  # [H, G, m, n]
-        lengths = torch.arange(context - new + 1, context + 1)
-        future = torch.arange(context) >= lengths[:, None]  # [m, n]
+        lengths = torch.arange(context - new + 1, context + 1, device=query.device)
+        future = torch.arange(context, device=query.device) >= lengths[:, None]  # [m, n]
         scores = scores.masked_fill(future, float("-inf"))
         dense = scores.softmax(-1)
         probabilities = dense
@@ -142,37 +141,12 @@ class Decoding:
                 rows.append(scores[head].masked_fill(~chosen, float("-inf")).softmax(-1))
                 continue
             if (layer, head) in self._roots:
-                self._sets[layer, head] = chosen_tokens(
-                    dense[head].mean(0), lengths, self.budget, self.plan.defaults.sinks, self.plan.defaults.recent
+                kept = self.plan.defaults
+                self._sets[layer, head] = select_mask(
+                    dense[head].detach().mean(0), lengths, self.budget, sinks=kept.sinks, recent=kept.recent
                 )
             rows.append(dense[head])
         return torch.stack(rows)
-
-
-def chosen_tokens(weights: torch.Tensor, lengths: torch.Tensor, budget: int, sinks: int, recent: int) -> torch.Tensor:
-    """The sets of a retrieval head in mode `topk`, as a mask.
-
-    Args:
-        weights: [m, n] mean attention probability over the group.
-        lengths: [m] context of each step.
-        budget: tokens in a set.
-        sinks: first tokens always kept.
-        recent: last tokens always kept.
-
-    Returns:
-        bool [m, n].
-    """
-    steps = weights.shape[0]
-    same = torch.ones(steps, dtype=torch.int32)
-    no = torch.zeros(steps, dtype=torch.bool)
-    rows = DecodeRows(
-        mode=same * int(Mode.TOPK), budget=same * budget, value=torch.zeros(steps, dtype=torch.float64),
-        sinks=same * sinks, recent=same * recent, dense=no, audit=no,
-    )  # fmt: skip
-    positions, _ = select_tokens(weights.detach(), lengths, rows)
-    chosen = torch.zeros(steps, weights.shape[1] + 1, dtype=torch.bool)
-    chosen.scatter_(1, positions.long() % (weights.shape[1] + 1), True)  # the padding, -1, falls on the extra column
-    return chosen[:, :-1]
 
 
 def _attention(
@@ -219,7 +193,7 @@ def prefill(model: Any, tokens: Sequence[int], *, chunk: int = 8192) -> Prefix:
     logits = None
     with torch.no_grad():
         for start in range(0, len(tokens), chunk):
-            part = torch.tensor([list(tokens[start : start + chunk])])
+            part = torch.tensor([list(tokens[start : start + chunk])], device=model.device)
             logits = model(input_ids=part, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
     assert logits is not None
     return Prefix(
@@ -243,8 +217,8 @@ def step(model: Any, decoding: Decoding, tokens: Sequence[int]) -> torch.Tensor:
     start = len(decoding)
     decoding.steps += len(tokens)
     logits = model(
-        input_ids=torch.tensor([list(tokens)]),
-        position_ids=torch.arange(start, start + len(tokens))[None],
+        input_ids=torch.tensor([list(tokens)], device=model.device),
+        position_ids=torch.arange(start, start + len(tokens), device=model.device)[None],
         use_cache=False,
         hybrid=decoding,
     ).logits

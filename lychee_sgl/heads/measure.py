@@ -28,12 +28,17 @@ MAX_ANSWER = 24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A model of transformers in float32 on the CPU, its tokeniser and what a plan knows of it."""
+    """A model of transformers, frozen, its tokeniser and what a plan knows of it."""
 
     model: Any
     tokenizer: Any
     shape: ModelShape
     path: Path
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return torch.device(self.model.device)
 
     @property
     def stop(self) -> frozenset[int]:
@@ -53,15 +58,23 @@ class LoadedModel:
         return [int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 
-def load_model(path: str | Path, *, name: str | None = None) -> LoadedModel:
+def load_model(
+    path: str | Path, *, name: str | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> LoadedModel:
     """Load a model folder.
+
+    Args:
+        path: the folder.
+        name: the model's name, by default as `read_shape` has it.
+        device: where it runs.
+        dtype: of its weights.
 
     Raises:
         PlanError: it is not a model folder.
     """
     shape = read_shape(path, name=name)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa").to(device)
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise PlanError(f"model {path}: {' '.join(str(error).split())[:300]}") from error
@@ -88,7 +101,7 @@ def prefilled(loaded: LoadedModel, tokens: Sequence[int], cache: Path | None) ->
         part = file.with_suffix(".part")
         save_file({"keys": prefix.keys, "values": prefix.values, "logits": prefix.logits}, part)
         part.replace(file)
-    kept = load_file(file)
+    kept = load_file(file, device=str(loaded.device))
     return Prefix(keys=kept["keys"], values=kept["values"], logits=kept["logits"])
 
 

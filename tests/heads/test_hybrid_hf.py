@@ -9,7 +9,6 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from lychee_sgl.heads.hybrid_hf import (
     IMPLEMENTATION,
     Decoding,
-    chosen_tokens,
     continues_as,
     generate,
     hybrid_attention,
@@ -105,21 +104,6 @@ def test_known_answers_are_compared_token_by_token(tiny: LoadedModel) -> None:
         nine = generate(tiny.model, Decoding(prefix=prefix), stop=frozenset(), max_tokens=9)
         assert continues_as(tiny.model, Decoding(prefix=prefix), answer, nine[8]) == 9
         assert continues_as(tiny.model, Decoding(prefix=prefix), answer, (nine[8] + 1) % 259) == 8
-
-
-def test_selection_by_hand() -> None:
-    weights = torch.tensor([[0.05, 0.01, 0.3, 0.1, 0.2, 0.04, 0.2, 0.1, 0.0]])
-    length = torch.tensor([8])
-    # budget 4 keeps floor(3 * 4 / 4) = 3 of 1 sink and 2 recent: 0, 6, 7; one more by weight: 2
-    assert chosen_tokens(weights, length, 4, 1, 2)[0].nonzero().flatten().tolist() == [0, 2, 6, 7]
-    # budget 6: 2 and 4, then 3 (0.1)
-    assert chosen_tokens(weights, length, 6, 1, 2)[0].nonzero().flatten().tolist() == [0, 2, 3, 4, 6, 7]
-    # budget 1: the current token alone
-    assert chosen_tokens(weights, length, 1, 1, 2)[0].nonzero().flatten().tolist() == [7]
-    # budget covers the context: everything up to the length
-    assert chosen_tokens(weights, length, 8, 1, 2)[0].nonzero().flatten().tolist() == list(range(8))
-    two = chosen_tokens(weights.repeat(2, 1), torch.tensor([8, 9]), 4, 1, 2)
-    assert two[1].nonzero().flatten().tolist() == [0, 2, 7, 8]
 
 
 def brute_force(tiny: LoadedModel, plan: HeadPlan, prompt: list[int], token: int, budget: int) -> torch.Tensor:
