@@ -19,7 +19,7 @@ from lychee_sgl.config import ConfigError
 
 # Commands of other rooms: the module with a typer application called `app`, and what it is for.
 ROOMS: Final = {
-    "heads": ("lychee_sgl.heads.cli", "Show, check and calibrate head plans."),
+    "heads": ("lychee_sgl.heads.cli", "Show, check, calibrate and train head plans."),
     "demo": ("lychee_sgl.demo.cli", "Find a needle in a long text, sparse and dense."),
     "bench": ("lychee_sgl.bench.cli", "Measure speed against stock SGLang on this machine."),
     "calibrate": ("lychee_sgl.bench.calibrate", "Measure an engine's time per token against budget, context, batch."),

@@ -1,18 +1,16 @@
 """The command line `lychee-sgl heads`. Importing it is cheap: torch comes in only with the commands that need it."""
 
 import json
-import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
 
+from lychee_sgl.heads.cli_train import plot, train
 from lychee_sgl.heads.heuristic import heuristic_plan
 from lychee_sgl.heads.plan import HeadPlan, ModelShape
+from lychee_sgl.heads.terminal import command_line, one_line_errors, say, writable
 
 if TYPE_CHECKING:
     from lychee_sgl.heads.measure import LoadedModel
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
 WEIGHTINGS: Final = ("mass", "output", "effect")
 
 app = typer.Typer(
-    help="Show, check and calibrate head plans.",
+    help="Show, check, calibrate and train head plans.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -32,19 +30,6 @@ ModelName = Annotated[
 ]
 Cache = Annotated[Path | None, typer.Option(help="Keep prefilled prompts here and use them again (they are large)")]
 PlanFile = Annotated[Path, typer.Argument(help="A head plan (JSON)")]
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Turn what a caller can mend into one line and exit status 1, Ctrl-C into 130."""
-    try:
-        yield
-    except (ValueError, OSError, ModuleNotFoundError) as error:  # PlanError is a ValueError
-        text = " ".join(str(error).split())
-        Console(stderr=True).print(f"error: {text}", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -64,8 +49,8 @@ def calibrate(
     """Measure a model's heads and choose which retrieve, and whose set every other head reads."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    with _one_line_errors():
-        _writable(out)
+    with one_line_errors():
+        writable(out)
         loaded = _load(model, model_name)
         from lychee_sgl.heads.calibrate import Settings
         from lychee_sgl.heads.calibrate import calibrate as run
@@ -81,13 +66,13 @@ def calibrate(
                 loaded,
                 settings,
                 name=name or loaded.shape.name,
-                command=_command(model),
+                command=command_line(model),
                 progress=lambda done: bar.update(task, completed=done),
                 cache=cache,
             )
         plan.save(out)
         covered = plan.provenance["scores"]["covered"]
-        _say(f"{out}: {plan.retrieval_count} of {plan.head_count} heads retrieve, {covered:.1%} of the need is covered")
+        say(f"{out}: {plan.retrieval_count} of {plan.head_count} heads retrieve, {covered:.1%} of the need is covered")
 
 
 @app.command()
@@ -105,8 +90,8 @@ def measure(
     cache: Cache = None,
 ) -> None:
     """Ask needle questions that no calibration prompt resembles, and count answers as dense gives them."""
-    with _one_line_errors():
-        _writable(out)
+    with one_line_errors():
+        writable(out)
         plans = {str(path): HeadPlan.load(path) for path in heads}
         loaded = _load(model, model_name)
         for plan in plans.values():
@@ -115,8 +100,8 @@ def measure(
         from lychee_sgl.heads.score import score_plans
 
         prompts = needle_prompts(questions, tokens=(shortest, longest), seed=seed, kind="evaluation")
-        again, sizes = _command(model), tuple(budget or ())
-        report = score_plans(loaded, prompts, plans, budgets=sizes, seed=seed, command=again, tell=_say, cache=cache)
+        again, sizes = command_line(model), tuple(budget or ())
+        report = score_plans(loaded, prompts, plans, budgets=sizes, seed=seed, command=again, tell=say, cache=cache)
         if record:
             for path in heads:
                 rows = [row for row in report["plans"] if row["file"] == str(path)]
@@ -125,7 +110,7 @@ def measure(
                     row["sha256"] = digest  # of the plan as it is now
         out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         for row in report["plans"]:
-            _say(
+            say(
                 f"{row['plan']} budget {row['budget']}: {row['answered']} of {row['questions']} as dense, "
                 f"{row['identical']} token for token, recall {row['recall']:.3f}"
             )
@@ -139,43 +124,43 @@ def show(
     """Draw which heads retrieve and whose set every other head reads."""
     from lychee_sgl.heads.picture import role_table, save_png, title
 
-    with _one_line_errors():
+    with one_line_errors():
         loaded = HeadPlan.load(plan)
-        _say(title(loaded))
+        say(title(loaded))
         Console().print(role_table(loaded))
         defaults = loaded.defaults
         bound = "no budget" if defaults.budget is None else f"budget {defaults.budget}"
-        _say(f"model {loaded.model}")
-        _say(f"defaults: {bound}, mode {defaults.mode}, {defaults.sinks} sinks, {defaults.recent} recent")
-        _say(f"sha256 {loaded.sha256()}")
+        say(f"model {loaded.model}")
+        say(f"defaults: {bound}, mode {defaults.mode}, {defaults.sinks} sinks, {defaults.recent} recent")
+        say(f"sha256 {loaded.sha256()}")
         if png is not None:
             save_png(loaded, png)
-            _say(f"drawn: {png}")
+            say(f"drawn: {png}")
 
 
 @app.command()
 def check(model: ModelPath, heads: Annotated[Path, typer.Option(help="A head plan (JSON)")]) -> None:
     """Say whether a plan fits a model; exit status 1 when it does not."""
-    with _one_line_errors():
+    with one_line_errors():
         plan, shape = HeadPlan.load(heads), _shape(model)
         plan.check_fits(shape)
-        _say(f"{heads} fits {shape}")
+        say(f"{heads} fits {shape}")
         if plan.model.base_name != shape.base_name:
-            _say(f"but it was made for {plan.model.name}: in another model of the same shape other heads retrieve")
+            say(f"but it was made for {plan.model.name}: in another model of the same shape other heads retrieve")
 
 
 @app.command()
 def compare(first: PlanFile, second: Annotated[Path, typer.Argument(help="Another plan for the same shape")]) -> None:
     """Count the retrieval heads and sources that two plans share."""
-    with _one_line_errors():
+    with one_line_errors():
         one, other = HeadPlan.load(first), HeadPlan.load(second)
         one.check_fits(other.model)
         left, right = ({head for head in _heads(plan) if plan.is_retrieval(*head)} for plan in (one, other))
         sparse = set(one.sparse_heads()) & set(other.sparse_heads())
         same = sum(one.root(*head) == other.root(*head) for head in sparse)
-        _say(f"retrieval heads: {len(left)} and {len(right)}, {len(left & right)} in both")
-        _say(f"Jaccard index: {len(left & right) / len(left | right):.3f}")
-        _say(f"sparse in both: {len(sparse)}, of these {same} with the same root")
+        say(f"retrieval heads: {len(left)} and {len(right)}, {len(left & right)} in both")
+        say(f"Jaccard index: {len(left & right) / len(left | right):.3f}")
+        say(f"sparse in both: {len(sparse)}, of these {same} with the same root")
 
 
 @app.command()
@@ -183,18 +168,18 @@ def heuristic(
     model: ModelPath, out: Annotated[Path, typer.Option(help="Where the plan goes")], model_name: ModelName = None
 ) -> None:
     """Write the plan that is used for a model nobody has calibrated."""
-    with _one_line_errors():
+    with one_line_errors():
         plan = heuristic_plan(_shape(model, model_name))
         plan.save(out)
-        _say(f"{out}: {plan.retrieval_count} of {plan.head_count} heads retrieve; nothing about this plan is measured")
+        say(f"{out}: {plan.retrieval_count} of {plan.head_count} heads retrieve; nothing about this plan is measured")
+
+
+app.command()(train)
+app.command()(plot)
 
 
 def _heads(plan: HeadPlan) -> list[tuple[int, int]]:
     return [(i, h) for i in range(plan.model.num_hidden_layers) for h in range(plan.model.num_key_value_heads)]
-
-
-def _say(line: str) -> None:
-    Console(soft_wrap=True).print(line, markup=False, highlight=False)
 
 
 def _shape(model: Path, name: str | None = None) -> ModelShape:
@@ -208,21 +193,6 @@ def _load(model: Path, name: str | None) -> "LoadedModel":
     from lychee_sgl.heads.measure import load_model
 
     return load_model(model, name=name)
-
-
-def _writable(out: Path) -> None:
-    if not out.parent.is_dir():
-        raise ValueError(f"--out is {out}; allowed: a file in a folder that exists")
-
-
-def _command(model: Path) -> str:
-    """This call without what only this machine knows: the paths to the program, to the model and to the cache."""
-    words = sys.argv[1:]
-    if "--cache" in words:
-        at = words.index("--cache")
-        words = words[:at] + words[at + 2 :]
-    words = [model.resolve().name if word == str(model) else word for word in words]
-    return shlex.join(["lychee-sgl", *words])
 
 
 def _record(path: Path, rows: list[dict[str, Any]], command: str) -> str:

@@ -1,0 +1,150 @@
+"""`lychee-sgl heads train`, `plot` and `ablate`. Importing it is cheap: torch comes in only when a command runs."""
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from lychee_sgl.heads.terminal import command_line, one_line_errors, say, writable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from lychee_sgl.heads.train.trainer import StepReport
+
+TRAIN, MODEL, SIZE = "Training", "Model", "Data"
+
+
+def train(
+    model: Annotated[Path, typer.Option(help="Model folder, as transformers reads it", rich_help_panel=MODEL)],
+    out: Annotated[Path, typer.Option(help="Where the plan goes; its record and state lie beside it")],
+    retrieval_heads: Annotated[int, typer.Option(help="KV heads that retrieve, those of layer 0 included")],
+    budget: Annotated[int, typer.Option(help="Tokens in a set; the plan's default budget")] = 1024,
+    data: Annotated[
+        str, typer.Option(help="passkey, or a JSONL file of context, question, answer", rich_help_panel=SIZE)
+    ] = "passkey",
+    haystack: Annotated[
+        Path | None,
+        typer.Option(help="Text around the passkeys [default: Python's documentation]", rich_help_panel=SIZE),
+    ] = None,
+    shortest: Annotated[int, typer.Option(help="Tokens of the shortest document", rich_help_panel=SIZE)] = 1000,
+    context: Annotated[int, typer.Option(help="Tokens of the longest document", rich_help_panel=SIZE)] = 6000,
+    sources: Annotated[
+        str, typer.Option(help="same-index, measured or learned: whose set a sparse head reads", rich_help_panel=TRAIN)
+    ] = "measured",
+    objective: Annotated[str, typer.Option(help="logits or hidden", rich_help_panel=TRAIN)] = "logits",
+    gate: Annotated[str, typer.Option(help="hardkuma, hardconcrete or l1", rich_help_panel=TRAIN)] = "hardkuma",
+    chain: Annotated[
+        str, typer.Option(help="deployed, or previous: a fresh set of the layer before", rich_help_panel=TRAIN)
+    ] = "deployed",
+    steps: Annotated[int, typer.Option(help="Steps of the optimiser", rich_help_panel=TRAIN)] = 400,
+    draws: Annotated[int, typer.Option(help="Draws of the gates a step", rich_help_panel=TRAIN)] = 4,
+    rate: Annotated[float, typer.Option(help="Learning rate", rich_help_panel=TRAIN)] = 0.05,
+    sinks: Annotated[int, typer.Option(help="First tokens always kept", rich_help_panel=TRAIN)] = 64,
+    recent: Annotated[int, typer.Option(help="Last tokens always kept", rich_help_panel=TRAIN)] = 256,
+    gain_samples: Annotated[
+        int, typer.Option(min=1, help="Samples on which sources are measured", rich_help_panel=TRAIN)
+    ] = 8,
+    gain: Annotated[
+        Path | None, typer.Option(help="Gains measured before, instead (written beside a plan)", rich_help_panel=TRAIN)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of samples and noise", rich_help_panel=TRAIN)] = 0,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Less memory, more time", rich_help_panel=TRAIN)
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the state beside --out stands")] = False,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between two states")] = 25,
+    name: Annotated[str | None, typer.Option(help="The plan's name [default: the model's]")] = None,
+    model_name: Annotated[
+        str | None, typer.Option(help="What the plan calls the model [default: the folder]", rich_help_panel=MODEL)
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1 [default: a GPU if there is one]", rich_help_panel=MODEL)
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 or bfloat16 [default: bfloat16 on a GPU]", rich_help_panel=MODEL)
+    ] = None,
+) -> None:
+    """Train gates on every KV head against the dense model, and write the plan they end in."""
+    with one_line_errors():
+        writable(out)
+        from lychee_sgl.heads.shapes import read_shape
+
+        read_shape(model)  # a wrong path is told before seconds of imports
+        from lychee_sgl.heads.train.run import DataSettings, load_for, load_gain, measured_gain, train_plan
+        from lychee_sgl.heads.train.settings import TrainSettings
+        from lychee_sgl.heads.train.trainer import TrainingError
+
+        settings = TrainSettings(
+            retrieval=retrieval_heads, budget=budget, sinks=sinks, recent=recent, steps=steps, draws=draws, rate=rate,
+            gate=gate, sources=sources, objective=objective, chain=chain,  # type: ignore[arg-type]  # checked just below
+            seed=seed, recompute=recompute,
+        )  # fmt: skip
+        where = DataSettings(source=data, haystack=haystack, context=(shortest, context), seed=seed)
+        settings.check(read_shape(model, name=model_name))
+        loaded = load_for(model, name=model_name, device=device, dtype=dtype)  # type: ignore[arg-type]  # checked inside
+        samples = where.open(loaded)
+        measured = None
+        if sources != "same-index":
+            kept = gain or out.with_suffix(".gain.safetensors")
+            if gain is None and not (resume and kept.exists()):
+                say(f"measuring sources on {gain_samples} samples")
+                measured_gain(loaded, samples, settings, samples=gain_samples, path=kept)
+            measured = load_gain(kept)
+        try:
+            with _progress(steps) as tell:
+                plan = train_plan(
+                    loaded, samples, settings, out=out, name=name or loaded.shape.name, command=command_line(model),
+                    gain=measured, resume=resume, every=checkpoint_every, tell=tell,
+                )  # fmt: skip
+        except TrainingError as error:
+            raise ValueError(str(error)) from error
+        scores = plan.provenance["scores"]
+        say(
+            f"{out}: {plan.retrieval_count} of {plan.head_count} heads retrieve; {scores['decided']:.0%} of the gates "
+            f"have decided, loss {scores['loss']:.3f} of none"
+        )
+
+
+@contextmanager
+def _progress(steps: int) -> "Iterator[Callable[[StepReport], None]]":
+    """A bar with loss, count and time left in a terminal; else a line every twentieth of the way."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    spent: list[float] = []
+
+    def told(report: "StepReport") -> str:
+        return f"loss {report.loss:.3f}, {report.count:.1f} heads (to be {report.target:.1f})"
+
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("steps", total=steps, told="")
+
+        def tell(report: "StepReport") -> None:
+            spent.append(report.seconds)
+            done = report.step + 1
+            bar.update(task, completed=done, told=told(report))
+            if not console.is_terminal and (done % max(1, steps // 20) == 0 or done == steps):
+                left = (steps - done) * sum(spent[-20:]) / len(spent[-20:])
+                line = f"step {done} of {steps}: {told(report)}, {left:.0f} s left"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+        yield tell
+
+
+def plot(
+    record: Annotated[Path, typer.Argument(help="A training's record, X.training.json")],
+    png: Annotated[Path, typer.Option(help="Where the picture goes")],
+) -> None:
+    """Draw a training: its loss, the expected count, and every gate over time."""
+    with one_line_errors():
+        from lychee_sgl.heads.train.picture import save_training_png
+
+        save_training_png(record, png)
+        say(f"drawn: {png}")

@@ -1,0 +1,1 @@
+"""Training of head plans: stochastic gates on every KV head, distilled from the dense model."""
