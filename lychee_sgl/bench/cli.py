@@ -101,8 +101,10 @@ def recall(
         "recall-hold.json"
     ),
     plot: Annotated[Path | None, typer.Option(help="Where the PNG goes; left out: beside the JSON.")] = None,
-    documents: Annotated[int, typer.Option(min=2, help="Texts; each is asked three questions.")] = 40,
-    tokens: Annotated[str, typer.Option(help="Shortest and longest text, in tokens.")] = "2100,6900",
+    documents: Annotated[
+        int, typer.Option(min=2, help="Texts, as many in each doubling of the length; each is asked three questions.")
+    ] = 60,
+    tokens: Annotated[str, typer.Option(help="Shortest and longest text, in tokens.")] = "1200,6900",
     recalls: Annotated[str, typer.Option(help="Recalls to hold, with commas.")] = "0.9,0.95,0.99",
     budgets: Annotated[str, typer.Option(help="Fixed budgets, with commas.")] = "128,256,512,1024,2048,4096",
     answer_tokens: Annotated[int, typer.Option(min=2, help="Longest answer.")] = 48,

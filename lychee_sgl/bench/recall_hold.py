@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -73,8 +75,17 @@ class Question:
 
 
 def questions(plan: Plan) -> tuple[tuple[Question, ...], ...]:
-    """Return the questions, those of one document together."""
-    prompts = needle_prompts(plan.documents, tokens=(plan.shortest, plan.longest), seed=plan.seed, kind="evaluation")
+    """Return the questions, those of one document together; each doubling of the length has as many documents."""
+    borders = [2**power for power in range(1, 32) if plan.shortest < 2**power < plan.longest]
+    ranges = list(pairwise((plan.shortest, *borders, plan.longest)))
+    counts = [plan.documents // len(ranges) + (place < plan.documents % len(ranges)) for place in range(len(ranges))]
+    prompts = [
+        prompt
+        for place, (tokens, count) in enumerate(zip(ranges, counts, strict=True))
+        if count
+        for prompt in needle_prompts(count, tokens=_inside(tokens), seed=plan.seed + place, kind="evaluation")
+    ]
+    random.Random(plan.seed).shuffle(prompts)
     return tuple(
         tuple(
             Question(
@@ -85,6 +96,11 @@ def questions(plan: Plan) -> tuple[tuple[Question, ...], ...]:
         )
         for index, prompt in enumerate(prompts)
     )
+
+
+def _inside(tokens: tuple[int, int]) -> tuple[int, int]:
+    # Lengths are not exact, and a template comes on top: a text near a border would count on either side.
+    return round(1.04 * tokens[0]), round(0.96 * tokens[1])
 
 
 class Journal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from lychee_sgl.bench import recall_hold
 from lychee_sgl.bench.cli import app
 from lychee_sgl.bench.recall_hold import TASKS, Plan, questions
 from lychee_sgl.bench.recall_report import Answer, bucket, reached, report, same_worst_case, settled, summary
+from lychee_sgl.heads.needles import CHARS_PER_TOKEN
 from tests.gateway.scripted_engine import INFO, SUMMARY, ThreadedServer, chat_answer, serving
 
 if TYPE_CHECKING:
@@ -124,6 +126,14 @@ def test_a_report_compares_over_the_same_questions():
     assert same["attended_fraction"] == pytest.approx(0.2 + 0.2 * share)
     assert target["answers"][0] == [0, 3000, 300, 0.9, 0.3]
     assert record["fixed"]["400"]["mean_recall"] == pytest.approx(0.99)
+
+
+def test_each_doubling_of_the_length_has_as_many_documents():
+    plan = dataclasses.replace(PLAN, documents=7, shortest=1200, longest=6900)
+    lengths = sorted(len(document[0].text) / CHARS_PER_TOKEN for document in questions(plan))
+    # 1200 to 2048 three, to 4096 two, to 6900 two.
+    borders = ((1200, 2048), (2048, 4096), (4096, 6900))
+    assert [sum(low <= length < high for length in lengths) for low, high in borders] == [3, 2, 2]
 
 
 def test_questions_of_one_document_share_its_text():

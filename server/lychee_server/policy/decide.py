@@ -197,7 +197,8 @@ def decide(question: Question, conditions: Conditions) -> Decision:
     inside = _bounded(form, limits, conditions, question.length.tokens)
     if inside != form:
         steps.append(Step(step="bounds", says=f"the tier allows {_shown_bounds(tier.bounds)}: {shown(inside)}"))
-        form, reason = inside, "tier"
+        reason = "tier" if _binds(form, inside, question.length.tokens) else reason
+        form = inside
     if policy is not None and policy.pressure is not None and conditions.pressure > 0 and not fixed:
         floor = limits.min or policy.pressure.floor
         pressed = _pressed(form, floor, conditions.pressure, question.length.tokens)
@@ -324,6 +325,13 @@ def _bounded(form: LycheeRequest, bounds: Bounds, conditions: Conditions, tokens
             if form.budget is not None:
                 changes["budget"] = max(int(form.budget), low)
     return _fitting(form.model_copy(update=changes), conditions.context_window)
+
+
+def _binds(form: LycheeRequest, inside: LycheeRequest, tokens: int) -> bool:
+    """Whether limits change what is read, and are not only written beside a ratio that is inside them by itself."""
+    if form.mode != "ratio" or form.value != inside.value or not isinstance(inside.budget, int):
+        return True
+    return _part(form.value or 1, tokens) > inside.budget
 
 
 def _pressed(form: LycheeRequest, floor: int, level: float, tokens: int) -> LycheeRequest:

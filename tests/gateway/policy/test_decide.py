@@ -91,6 +91,19 @@ pressure: {floor: 200}
             "tier",
             None,
         ),
+        # 0.05 of 8000 tokens is 400: the limit is written beside it and changes nothing yet.
+        (
+            {"asked": {"mode": "ratio", "value": 0.05}, "tier": "free"},
+            {"mode": "ratio", "value": 0.05, "budget": 700},
+            "request",
+            None,
+        ),
+        (
+            {"asked": {"mode": "ratio", "value": 0.1}, "tier": "free"},
+            {"mode": "ratio", "value": 0.1, "budget": 700},
+            "tier",
+            None,
+        ),
         # The tier, before the rules.
         ({"tier": "gold", "model": "x-coder"}, {"budget": 5000}, "tier", None),
         ({"tier": "gold", "asked": {"budget": "auto"}}, {"budget": 5000}, "tier", None),
