@@ -1,4 +1,4 @@
-"""Writes README's tables out of the committed measurements: `python docs/tables.py`, with `--check` only compares.
+"""Writes the READMEs' tables out of the committed measurements: `python docs/tables.py`, with `--check` only compares.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`, its heading included. Where the measurement is
 missing, the section is left out.
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 MEASUREMENTS = ROOT / "docs" / "measurements"
+PAGES = (ROOT / "README.md", ROOT / "server" / "README.md")
 SECTION = re.compile(r"(?<=<!-- table: )(?P<name>[\w-]+) -->\n.*?(?=<!-- end -->)", re.DOTALL)
 
 Record = dict[str, Any]
@@ -48,13 +49,13 @@ def cell(text: str) -> str:
     return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", flat)
 
 
-def origin(record: Record, file: str) -> str:
+def origin(record: Record, file: str, folder: str = "docs/measurements") -> str:
     """Where a measurement was taken, and how it is repeated."""
     machine, versions = record["machine"], record["versions"]
     return (
         f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_before'][0]:.1f} before the run, "
         f"SGLang {versions['sglang']}, torch {versions['torch']}, {record['date']}. "
-        f"Again: `{record['command']}`. Data: [{file}](docs/measurements/{file}).\n"
+        f"Again: `{record['command']}`. Data: [{file}]({folder}/{file}).\n"
     )
 
 
@@ -148,11 +149,45 @@ def start(record: Record, file: str) -> str:
     )
 
 
+def recall_hold(record: Record, file: str) -> str:
+    """Recalls that the gateway was asked to hold, beside fixed budgets."""
+    rows = []
+    for target in record["targets"]:
+        whole, found = target["whole"], target["settled"]
+        rows.append(
+            (
+                f"{target['min_recall']:g}",
+                f"{found['worst_bucket']:.4f} ({found['off_by']:+.4f})",
+                f"{found['worst_answer']:.4f}",
+                percent(found["attended_fraction"]),
+                _fixed(found["same_worst_case"]["worst_bucket"]),
+                percent(whole["attended_fraction"]),
+                _fixed(whole["same_worst_case"]["worst_bucket"]),
+            )
+        )
+    head = ("asked", "reached", "worst answer", "attended", "fixed budget", "from the start", "fixed budget")
+    plan = record["plan"]
+    return (
+        f"{record['targets'][0]['whole']['answers']} questions over texts of {plan['shortest']:,} to "
+        f"{plan['longest']:,} tokens, asked with `min_recall` and with fixed budgets. *Reached* is the recall of nine "
+        f"in ten answers in the worst of the buckets, after {plan['warm_up']} answers of each; *fixed budget* is the one "
+        "with the same worst case, and what it attends.\n\n"
+        f"{markdown(head, rows)}\n"
+        f"![recall held, and its cost](../docs/measurements/{file.removesuffix('.json')}.png)\n\n"
+        f"{origin(record, file, '../docs/measurements')}"
+    )
+
+
+def _fixed(same: Record | None) -> str:
+    return "-" if same is None else f"{same['budget']:.0f}: {percent(same['attended_fraction'])}"
+
+
 TABLES: dict[str, tuple[str, Callable[[Record, str], str]]] = {
     "demo": ("demo.json", demo),
     "questions": ("demo.json", questions),
     "cpu-speed": ("cpu-speed.json", cpu_speed),
     "start": ("start.json", start),
+    "recall-hold": ("recall-hold.json", recall_hold),
 }
 
 
@@ -180,16 +215,17 @@ def fill(text: str, folder: Path) -> str:
 
 
 def main() -> int:
-    """Write README, or with `--check` say whether it is up to date."""
+    """Write the pages, or with `--check` say whether they are up to date."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 when README is not current")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 when a page is not current")
     check = parser.parse_args().check
-    readme = ROOT / "README.md"
-    old = readme.read_text(encoding="utf-8")
-    new = fill(old, MEASUREMENTS)
-    if check:
-        return int(new != old)
-    readme.write_text(new, encoding="utf-8")
+    for page in PAGES:
+        old = page.read_text(encoding="utf-8")
+        new = fill(old, MEASUREMENTS)
+        if check and new != old:
+            return 1
+        if not check:
+            page.write_text(new, encoding="utf-8")
     return 0
 
 

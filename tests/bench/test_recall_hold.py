@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,7 +24,6 @@ from tests.gateway.scripted_engine import INFO, SUMMARY, ThreadedServer, chat_an
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from starlette.requests import Request
 
@@ -143,6 +144,25 @@ def test_questions_of_one_document_share_its_text():
         assert second.text.removesuffix(TASKS[1]) == third.text.removesuffix(TASKS[2])
         assert first.text[:2000] == second.text[:2000]
     assert documents == questions(PLAN)
+
+
+def test_the_table_of_the_readme():
+    spec = importlib.util.spec_from_file_location("docs_tables", Path(__file__).parents[2] / "docs" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    held = [answer(n, 0.90 + n / 100, recall_asked=0.9, budget=300) for n in range(5)]
+    fixed = [answer(n, 0.82, budget_asked=100, budget=100, attended_fraction=0.2) for n in range(5)]
+    fixed += [answer(n, 0.98, budget_asked=400, budget=400, attended_fraction=0.4) for n in range(5)]
+    machine = {"cpu": "a CPU", "cores": 2, "load_before": [0.5]}
+    versions = {"sglang": "0.5.17", "torch": "2.11.0"}
+    about = {"machine": machine, "versions": versions, "date": "2026-11-22", "command": "lychee-sgl bench recall"}
+    record = {**report([*held, *fixed], PLAN), "plan": dataclasses.asdict(PLAN), **about}
+    text = tables.recall_hold(json.loads(json.dumps(record)), "recall-hold.json")
+    # Missing 0.09: from 0.18 to 0.02 in nine times, of which 2 is 0.3155 of the way from 100 to 400 tokens: 155.
+    assert "| 0.9 | 0.9100 (+0.0100) | 0.9100 | 30.0% | 155: 26.3% | 30.0% | 145: 25.4% |" in text.splitlines()
+    assert "5 questions over texts of 2,100 to 3,500 tokens" in text
 
 
 class RecallingEngine:
