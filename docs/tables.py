@@ -170,8 +170,8 @@ def recall_hold(record: Record, file: str) -> str:
     return (
         f"{record['targets'][0]['whole']['answers']} questions over texts of {plan['shortest']:,} to "
         f"{plan['longest']:,} tokens, asked with `min_recall` and with fixed budgets. *Reached* is the recall of nine "
-        f"in ten answers in the worst of the buckets, after {plan['warm_up']} answers of each; *fixed budget* is the one "
-        "with the same worst case, and what it attends.\n\n"
+        f"in ten answers in the worst of the buckets, after {plan['warm_up']} answers of each; *fixed budget* is the "
+        "one with the same worst case, and what it attends.\n\n"
         f"{markdown(head, rows)}\n"
         f"![recall held, and its cost](../docs/measurements/{file.removesuffix('.json')}.png)\n\n"
         f"{origin(record, file, '../docs/measurements')}"
