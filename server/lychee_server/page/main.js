@@ -29,6 +29,8 @@ class Page {
   #results = {};
   #prompt = "";
   #read = null;
+  #unseen = {};
+  #frame = null;
 
   constructor() {
     this.budget = new BudgetControl(form, (...asked) => this.#explain(...asked));
@@ -141,23 +143,35 @@ class Page {
   }
 
   on_changed(name, answer) {
-    this.panes[name].show(answer);
     this.panes[name].phase("answering", { busy: true });
+    // Tokens can come faster than a screen shows them.
+    this.#unseen[name] = answer;
+    this.#frame ??= requestAnimationFrame(() => this.#draw());
+  }
+
+  #draw() {
+    cancelAnimationFrame(this.#frame); // a tab in the background gets none
+    this.#frame = null;
+    for (const [name, answer] of Object.entries(this.#unseen)) this.panes[name].show(answer);
+    this.#unseen = {};
     drawGapsTogether(Object.values(this.panes));
   }
 
   on_finished(name, answer) {
+    this.#draw();
     this.panes[name].phase(answer.finish === "length" ? "done: longest answer reached" : "done");
     say(`${this.panes[name].title} answer: ${answer.text}. ${words.duration(answer.tokenSeconds)} per token.`);
   }
 
   on_stopped(name) {
+    this.#draw();
     this.panes[name].phase("stopped");
     say(`${this.panes[name].title} answer stopped`);
   }
 
   /** An error of one answer, or of the reading before them; null: the reading was stopped. */
   on_failed(error, name = null) {
+    this.#draw();
     const panes = name ? [this.panes[name]] : this.#asked;
     for (const pane of panes) pane.phase(error ? "failed" : "stopped");
     if (name === null) this.#read = null;

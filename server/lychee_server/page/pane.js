@@ -5,6 +5,8 @@ import * as words from "./words.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const STRIP = { width: 320, height: 44 };
+const FEWEST_BARS = 24;
+const MOST_BARS = 160;
 
 /** One of the two panes. */
 export class Pane {
@@ -96,18 +98,26 @@ export class Pane {
   drawGaps(top) {
     const strip = this.part(".gaps svg");
     strip.replaceChildren();
-    const step = STRIP.width / Math.max(this.gaps.length, 24);
-    this.gaps.forEach((gap, index) => {
+    const size = Math.ceil(this.gaps.length / MOST_BARS) || 1;
+    const bars = meansOf(this.gaps, size);
+    const step = STRIP.width / Math.max(bars.length, FEWEST_BARS);
+    bars.forEach((gap, index) => {
       const bar = document.createElementNS(SVG, "rect");
       const height = Math.max(1, Math.min(1, gap / top) * STRIP.height);
       const box = { x: index * step, y: STRIP.height - height, width: Math.max(step - 1, 0.5), height };
       for (const [attribute, value] of Object.entries(box)) bar.setAttribute(attribute, value.toFixed(2));
       strip.append(bar);
     });
-    const cut = this.gaps.some((gap) => gap > top) ? ", higher ones are cut" : "";
-    const scale = this.gaps.length ? `, 0 to ${words.duration(top)}${cut}` : "";
+    const cut = bars.some((gap) => gap > top) ? ", higher ones are cut" : "";
+    const grouped = size > 1 ? `, ${size} in a bar` : "";
+    const scale = bars.length ? `, 0 to ${words.duration(top)}${grouped}${cut}` : "";
     this.part(".gaps figcaption").textContent = `time between tokens${scale}`;
   }
+}
+
+function meansOf(values, size) {
+  const groups = Array.from({ length: Math.ceil(values.length / size) }, (_, index) => values.slice(index * size, (index + 1) * size));
+  return groups.map((group) => group.reduce((sum, value) => sum + value, 0) / group.length);
 }
 
 /** Draw both strips on one scale, which a few long gaps do not flatten: what is above it is cut. */

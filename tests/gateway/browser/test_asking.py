@@ -224,6 +224,19 @@ def test_sparse_again_is_held_against_the_dense_answer_of_the_same_text_only(tab
     expect(tab.locator("#dense .answer")).to_have_text("")
 
 
+def test_a_long_answer_is_shown_whole_with_a_strip_of_bounded_size(tab, engine):
+    words = [f"word{number} " for number in range(1000)]
+    engine.script.reply = lambda body: stream(words[: body["max_tokens"]], budget=1024)
+    write(tab)
+    tab.get_by_text("More settings").click()
+    tab.get_by_label("Longest answer").fill("1000")
+    tab.get_by_role("button", name="Ask sparse only").click()
+    expect(tab.locator("#sparse .phase")).to_have_text("done")
+    expect(tab.locator("#sparse .answer")).to_have_text("".join(words).strip())
+    expect(tab.locator("#sparse .gaps rect")).to_have_count(143)  # 999 gaps, 7 in a bar
+    expect(tab.locator("#sparse figcaption")).to_contain_text("7 in a bar")
+
+
 def test_reasoning_is_shown_apart(tab, engine):
     def reply(body):
         first, *rest = answers(body)
