@@ -54,6 +54,21 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+Model = Annotated[str | None, typer.Option(help="Model folder or Hugging Face id [default: the embedded SmolLM2-135M]")]
+ServedName = Annotated[str | None, typer.Option(help="The model's name in the API [default: its own]")]
+Heads = Annotated[Path | None, typer.Option(help="Head plan [default: the built-in one, else a heuristic]")]
+DenseBelow = Annotated[
+    int | None, typer.Option(min=0, help="Contexts up to this length run dense [default: 4096 on a GPU, 1024 on a CPU]")
+]
+RecallEvery = Annotated[int | None, typer.Option(min=0, help="Audit one decode step in so many, 0: none [default: 32]")]
+PoolTokens = Annotated[
+    int | None, typer.Option(min=1, help="Tokens in the KV pool [default: 32768 on a CPU, SGLang's choice on a GPU]")
+]
+EngineArgs = Annotated[
+    list[str] | None, typer.Option(help="Further arguments of SGLang, e.g. --engine-arg '--tp 2'; repeatable")
+]
+
+
 @app.callback()
 def _main(
     version: Annotated[
@@ -65,34 +80,19 @@ def _main(
 
 @app.command()
 def serve(
-    model: Annotated[
-        str | None, typer.Option(help="Model folder or Hugging Face id [default: the embedded SmolLM2-135M]")
-    ] = None,
-    served_model_name: Annotated[
-        str | None, typer.Option(help="The model's name in the API [default: its own]")
-    ] = None,
-    heads: Annotated[Path | None, typer.Option(help="Head plan [default: the built-in one, else a heuristic]")] = None,
+    model: Model = None,
+    served_model_name: ServedName = None,
+    heads: Heads = None,
     host: Annotated[str, typer.Option(help="Address the gateway listens on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the gateway")] = 8000,
     engine_port: Annotated[
         int | None,
         typer.Option(min=1, max=65535, help="Port of the engine, on 127.0.0.1 [default: port + 1]"),
     ] = None,
-    dense_below: Annotated[
-        int | None,
-        typer.Option(min=0, help="Contexts up to this length run dense [default: 4096 on a GPU, 1024 on a CPU]"),
-    ] = None,
-    recall_every: Annotated[
-        int | None, typer.Option(min=0, help="Audit one decode step in so many, 0: none [default: 32]")
-    ] = None,
-    max_total_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Tokens in the KV pool [default: 32768 on a CPU, SGLang's choice on a GPU]"),
-    ] = None,
-    engine_arg: Annotated[
-        list[str] | None,
-        typer.Option(help="Further arguments of SGLang, e.g. --engine-arg '--tp 2'; repeatable"),
-    ] = None,
+    dense_below: DenseBelow = None,
+    recall_every: RecallEvery = None,
+    max_total_tokens: PoolTokens = None,
+    engine_arg: EngineArgs = None,
     start_timeout: Annotated[
         float, typer.Option(min=1, help="Seconds until a start that is not ready has failed")
     ] = 900,
@@ -118,6 +118,37 @@ def serve(
             start_timeout=start_timeout,
         )
         run(config, Console(), verbose=verbose)
+
+
+@app.command()
+def engine(
+    model: Model = None,
+    served_model_name: ServedName = None,
+    heads: Heads = None,
+    host: Annotated[str, typer.Option(help="Address the engine listens on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the engine")] = 8001,
+    dense_below: DenseBelow = None,
+    recall_every: RecallEvery = None,
+    max_total_tokens: PoolTokens = None,
+    engine_arg: EngineArgs = None,
+) -> None:
+    """Run the engine alone, in this process: for containers, where others watch it and the gateway is elsewhere."""
+    from lychee_sgl.serve.config import ServeConfig
+    from lychee_sgl.serve.launch import run_engine
+
+    with _one_line_errors():
+        config = ServeConfig(
+            model=model,
+            served_name=served_model_name,
+            heads=heads,
+            port=_port_after(port),
+            engine_port=port,
+            dense_below=dense_below,
+            recall_every=recall_every,
+            max_total_tokens=max_total_tokens,
+            engine_args=tuple(word for argument in engine_arg or [] for word in _words(argument)),
+        )
+        run_engine(config, host, Console(stderr=True))
 
 
 @app.command()

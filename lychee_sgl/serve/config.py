@@ -121,7 +121,14 @@ def engine_settings(config: ServeConfig, environ: Mapping[str, str]) -> dict[str
 
 
 def engine_service(
-    config: ServeConfig, model: str, name: str, *, accelerator: bool, state: Path, environ: Mapping[str, str]
+    config: ServeConfig,
+    model: str,
+    name: str,
+    *,
+    accelerator: bool,
+    state: Path,
+    environ: Mapping[str, str],
+    host: str = ENGINE_HOST,
 ) -> ServiceSpec:
     """How to run the engine.
 
@@ -132,12 +139,13 @@ def engine_service(
         accelerator: whether this machine has one that SGLang will use.
         state: folder of this deployment's logs.
         environ: the launcher's own environment.
+        host: address the engine listens on.
     """
     arguments = {
         "--model-path": str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model,
         "--served-model-name": name,
         "--attention-backend": "lychee",
-        "--host": ENGINE_HOST,
+        "--host": host,
         "--port": str(config.engine_port),
     }
     flags = ["--enable-metrics"]

@@ -1,7 +1,9 @@
 """`lychee-sgl serve` from checks to the last process gone."""
 
 import logging
+import os
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -63,6 +65,30 @@ def serve(config: ServeConfig, console: Console, *, verbose: bool) -> None:
         engine_up.close()
         gateway_ready.close()
     console.print("stopped", highlight=False)
+
+
+def run_engine(config: ServeConfig, host: str, console: Console) -> NoReturn:
+    """Become the engine of a deployment, without a gateway: for containers, which watch and restart it themselves.
+
+    Args:
+        config: what was asked for; of the gateway's part nothing is used.
+        host: address the engine listens on.
+        console: where to report to.
+
+    Raises:
+        ConfigError: something asked for cannot work here.
+        ModelUnavailable: the embedded model is wanted and cannot be made.
+    """
+    environ = current_environment()
+    accelerator = bool(accelerators(environ))
+    config.check(environ)
+    problem = plugin_problem(environ, accelerator=accelerator) or port_problem(host, config.engine_port)
+    if problem is not None:
+        raise ConfigError(problem)
+    model, name = _model(config, console)
+    spec = engine_service(config, model, name, accelerator=accelerator, state=Path(), environ=environ, host=host)
+    console.print(f"{name} on {'the GPU' if accelerator else 'the CPU'}", highlight=False, markup=False)
+    os.execvpe(spec.command[0], spec.command, dict(spec.environment))
 
 
 def _check_machine(config: ServeConfig, environ: dict[str, str], *, accelerator: bool) -> None:

@@ -40,6 +40,8 @@ def _different(urls: tuple[str, ...]) -> tuple[str, ...]:
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 EngineUrls = Annotated[tuple[HttpUrl, ...], BeforeValidator(_split), AfterValidator(_different), Field(max_length=64)]
 Secret = Annotated[SecretStr, Field(min_length=1)]
+# An empty variable is how a compose file leaves a file out. Keys are no such files: without them the gateway is open.
+OptionalFile = Annotated[FilePath | None, BeforeValidator(lambda value: value or None)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
@@ -94,10 +96,8 @@ class Settings(BaseModel):
     )
     breaker_pause: Seconds = Field(default=10.0, description="how long; then one request tries it")
     retry_after: int = Field(default=5, ge=1, le=3600, description="`Retry-After` of 429 and 503 answers")
-    policy_file: FilePath | None = Field(
-        default=None, description="the budget policy, a YAML file; SIGHUP reads it again"
-    )
-    curve_file: FilePath | None = Field(
+    policy_file: OptionalFile = Field(default=None, description="the budget policy, a YAML file; SIGHUP reads it again")
+    curve_file: OptionalFile = Field(
         default=None, description="the engine's speed curve, a JSON file that `lychee-sgl calibrate` wrote"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least severe log line")

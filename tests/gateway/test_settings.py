@@ -110,3 +110,15 @@ def accepts(port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def test_a_file_left_empty_is_none():
+    """A compose file can pass a variable on, but cannot leave it out."""
+    settings = load_settings({"LYCHEE_GATEWAY_CURVE_FILE": "", "LYCHEE_GATEWAY_POLICY_FILE": ""}, {})
+    assert settings.curve_file is None
+    assert settings.policy_file is None
+
+
+def test_an_empty_key_is_no_open_gateway():
+    with pytest.raises(SettingsError, match="LYCHEE_GATEWAY_API_KEY"):
+        load_settings({"LYCHEE_GATEWAY_API_KEY": ""}, {})

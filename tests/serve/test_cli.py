@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import signal
@@ -70,6 +71,38 @@ def test_mistakes_are_one_line_and_no_traceback(arguments: tuple[str, ...], mess
     assert answer.stderr.startswith("error: ")
     assert message in answer.stderr
     assert answer.stderr.count("\n") == 1
+
+
+def test_the_engine_alone_becomes_sglang(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a container the engine is the process itself: signals and the exit status are its own."""
+    from typer.testing import CliRunner
+
+    from lychee_sgl.cli import app
+
+    (tmp_path / "config.json").write_text("{}")
+    became: list[tuple[str, tuple[str, ...], dict[str, str]]] = []
+    monkeypatch.setattr(os, "execvpe", lambda *call: became.append(call))
+    monkeypatch.setenv("LYCHEE_RECALL_EVERY", "8")
+    options = ["--host", "0.0.0.0", "--port", "0", "--model", str(tmp_path)]
+    assert CliRunner().invoke(app, ["engine", *options]).exit_code == 2  # a container has to know its port
+    options[3] = str(free_port())
+    result = CliRunner().invoke(app, ["engine", *options])
+    assert result.exit_code == 0, result.output
+    ((program, command, environment),) = became
+    assert program == command[0] == sys.executable
+    assert command[1:4] == ("-P", "-m", "sglang.launch_server")
+    asked = dict(itertools.pairwise(command))
+    assert asked["--host"] == "0.0.0.0"
+    assert asked["--port"] == options[3]
+    assert asked["--attention-backend"] == "lychee"
+    assert "--enable-metrics" in command
+    assert environment["LYCHEE_RECALL_EVERY"] == "8"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def test_masked_plug_in_is_refused() -> None:

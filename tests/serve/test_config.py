@@ -48,6 +48,13 @@ def test_engine_on_a_cpu() -> None:
     assert spec.log == Path("/s/engine.log")
 
 
+def test_an_engine_alone_listens_where_it_is_told() -> None:
+    config = ServeConfig(engine_port=9001)
+    spec = engine_service(config, "some/model", "Nice", accelerator=False, state=Path("/s"), environ={}, host="0.0.0.0")
+    assert spec.command[spec.command.index("--host") + 1] == "0.0.0.0"
+    assert spec.command[spec.command.index("--port") + 1] == "9001"
+
+
 def test_engine_on_a_gpu_keeps_sglangs_choices() -> None:
     spec = engine(ServeConfig(), accelerator=True)
     assert not {"--max-total-tokens", "--sleep-on-idle", "--watchdog-timeout"} & set(spec.command)

@@ -1,0 +1,97 @@
+# syntax=docker/dockerfile:1
+# Three images of one project:
+#   docker build --target gateway -t lychee-gateway .         no torch, no SGLang; not root
+#   docker build --target engine-cpu -t lychee-engine:cpu .   SGLang on a CPU, with the embedded model unpacked
+#   docker build --target engine-gpu -t lychee-engine:gpu .   SGLang on NVIDIA GPUs
+# Base images are pinned by tag; add @sha256:... digests for your registry when you build for production.
+ARG PYTHON_IMAGE=python:3.11.13-slim-bookworm
+ARG CUDA_IMAGE=nvidia/cuda:13.0.1-cudnn-devel-ubuntu24.04
+ARG UV_IMAGE=ghcr.io/astral-sh/uv:0.13.9
+
+FROM ${UV_IMAGE} AS uv
+
+# The project's source, once for all targets: only what a wheel is made of.
+FROM scratch AS source
+COPY pyproject.toml constraints.txt README.md LICENSE /
+COPY lychee_sgl /lychee_sgl
+COPY kernels/lychee_kernels /kernels/lychee_kernels
+COPY server/lychee_server /server/lychee_server
+
+
+# ---------------------------------------------------------------------------------------------------- gateway
+FROM ${PYTHON_IMAGE} AS gateway-build
+COPY --from=uv /uv /usr/local/bin/uv
+ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy VIRTUAL_ENV=/opt/lychee
+WORKDIR /src
+RUN uv venv /opt/lychee
+# First what changes rarely: the pinned dependencies. Then the project itself.
+COPY pyproject.toml constraints.txt ./
+RUN --mount=type=cache,target=/root/.cache/uv uv pip install -r pyproject.toml --extra gateway -c constraints.txt
+COPY --from=source / ./
+RUN --mount=type=cache,target=/root/.cache/uv uv pip install -c constraints.txt --no-deps .
+
+FROM ${PYTHON_IMAGE} AS gateway
+# /var/lib/lychee is where a volume shared with the engine brings the speed curve.
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin lychee \
+    && install --directory --owner=10001 /var/lib/lychee
+COPY --from=gateway-build /opt/lychee /opt/lychee
+ENV PATH=/opt/lychee/bin:$PATH PYTHONUNBUFFERED=1 LYCHEE_GATEWAY_HOST=0.0.0.0
+USER 10001
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/livez', timeout=4)"]
+ENTRYPOINT ["lychee-gateway"]
+
+
+# ------------------------------------------------------------------------------------------------- engine-cpu
+FROM ${PYTHON_IMAGE} AS engine-cpu
+# libnuma and libgomp are what SGLang and torch expect of the system; g++ compiles torch's and Triton's small parts.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends g++ libgomp1 libnuma1 \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --create-home --shell /usr/sbin/nologin lychee
+COPY --from=uv /uv /usr/local/bin/uv
+ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy VIRTUAL_ENV=/opt/lychee PATH=/opt/lychee/bin:$PATH \
+    PYTHONUNBUFFERED=1 LC_ALL=C.UTF-8
+WORKDIR /src
+RUN uv venv /opt/lychee
+COPY pyproject.toml constraints.txt ./
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv pip install -r pyproject.toml --extra engine --extra model -c constraints.txt
+COPY --from=source / ./
+RUN --mount=type=cache,target=/root/.cache/uv uv pip install -c constraints.txt --no-deps . && rm -rf /src/*
+USER 10001
+WORKDIR /home/lychee
+RUN mkdir -p .cache/huggingface state && lychee-sgl model
+EXPOSE 8001
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=15s --timeout=10s --start-period=5m --retries=8 \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8001/health', timeout=9)"]
+ENTRYPOINT ["lychee-sgl", "engine", "--host", "0.0.0.0", "--port", "8001"]
+
+
+# ------------------------------------------------------------------------------------------------- engine-gpu
+FROM ${CUDA_IMAGE} AS engine-gpu
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends g++ libnuma1 \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --create-home --shell /usr/sbin/nologin lychee
+COPY --from=uv /uv /usr/local/bin/uv
+ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON_INSTALL_DIR=/opt/python VIRTUAL_ENV=/opt/lychee \
+    PATH=/opt/lychee/bin:$PATH PYTHONUNBUFFERED=1 LC_ALL=C.UTF-8
+WORKDIR /src
+RUN uv venv --python 3.11 /opt/lychee
+COPY pyproject.toml constraints.txt ./
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv pip install -r pyproject.toml --extra engine --extra model -c constraints.txt
+COPY --from=source / ./
+RUN --mount=type=cache,target=/root/.cache/uv uv pip install -c constraints.txt --no-deps . && rm -rf /src/*
+USER 10001
+WORKDIR /home/lychee
+RUN mkdir -p .cache/huggingface state
+EXPOSE 8001
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=15s --timeout=10s --start-period=20m --retries=8 \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8001/health', timeout=9)"]
+ENTRYPOINT ["lychee-sgl", "engine", "--host", "0.0.0.0", "--port", "8001"]
