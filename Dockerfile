@@ -21,21 +21,21 @@ COPY server/lychee_server /server/lychee_server
 # ---------------------------------------------------------------------------------------------------- gateway
 FROM ${PYTHON_IMAGE} AS gateway-build
 COPY --from=uv /uv /usr/local/bin/uv
-ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy VIRTUAL_ENV=/opt/lychee
+ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_CACHE_DIR=/var/cache/uv VIRTUAL_ENV=/usr/lib/lychee
 WORKDIR /src
-RUN uv venv /opt/lychee
+RUN uv venv /usr/lib/lychee
 # First what changes rarely: the pinned dependencies. Then the project itself.
 COPY pyproject.toml constraints.txt ./
-RUN --mount=type=cache,target=/root/.cache/uv uv pip install -r pyproject.toml --extra gateway -c constraints.txt
+RUN --mount=type=cache,target=/var/cache/uv uv pip install -r pyproject.toml --extra gateway -c constraints.txt
 COPY --from=source / ./
-RUN --mount=type=cache,target=/root/.cache/uv uv pip install -c constraints.txt --no-deps .
+RUN --mount=type=cache,target=/var/cache/uv uv pip install -c constraints.txt --no-deps .
 
 FROM ${PYTHON_IMAGE} AS gateway
 # /var/lib/lychee is where a volume shared with the engine brings the speed curve.
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin lychee \
     && install --directory --owner=10001 /var/lib/lychee
-COPY --from=gateway-build /opt/lychee /opt/lychee
-ENV PATH=/opt/lychee/bin:$PATH PYTHONUNBUFFERED=1 LYCHEE_GATEWAY_HOST=0.0.0.0
+COPY --from=gateway-build /usr/lib/lychee /usr/lib/lychee
+ENV PATH=/usr/lib/lychee/bin:$PATH PYTHONUNBUFFERED=1 LYCHEE_GATEWAY_HOST=0.0.0.0
 USER 10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
@@ -50,20 +50,21 @@ FROM ${PYTHON_IMAGE} AS engine-cpu
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ libgomp1 libnuma1 \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --uid 10001 --create-home --shell /usr/sbin/nologin lychee
+    && useradd --uid 10001 --home-dir /var/lib/lychee --create-home --shell /usr/sbin/nologin lychee \
+    && install --directory --owner=10001 /var/cache/lychee /var/cache/lychee/huggingface
 COPY --from=uv /uv /usr/local/bin/uv
-ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy VIRTUAL_ENV=/opt/lychee PATH=/opt/lychee/bin:$PATH \
-    PYTHONUNBUFFERED=1 LC_ALL=C.UTF-8
+ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_CACHE_DIR=/var/cache/uv VIRTUAL_ENV=/usr/lib/lychee \
+    PATH=/usr/lib/lychee/bin:$PATH PYTHONUNBUFFERED=1 LC_ALL=C.UTF-8 XDG_CACHE_HOME=/var/cache/lychee
 WORKDIR /src
-RUN uv venv /opt/lychee
+RUN uv venv /usr/lib/lychee
 COPY pyproject.toml constraints.txt ./
-RUN --mount=type=cache,target=/root/.cache/uv \
+RUN --mount=type=cache,target=/var/cache/uv \
     uv pip install -r pyproject.toml --extra engine --extra model -c constraints.txt
 COPY --from=source / ./
-RUN --mount=type=cache,target=/root/.cache/uv uv pip install -c constraints.txt --no-deps . && rm -rf /src/*
+RUN --mount=type=cache,target=/var/cache/uv uv pip install -c constraints.txt --no-deps . && rm -rf /src/*
 USER 10001
-WORKDIR /home/lychee
-RUN mkdir -p .cache/huggingface state && lychee-sgl model
+WORKDIR /var/lib/lychee
+RUN lychee-sgl model
 EXPOSE 8001
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=10s --start-period=5m --retries=8 \
@@ -76,20 +77,21 @@ FROM ${CUDA_IMAGE} AS engine-gpu
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ libnuma1 \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --uid 10001 --create-home --shell /usr/sbin/nologin lychee
+    && useradd --uid 10001 --home-dir /var/lib/lychee --create-home --shell /usr/sbin/nologin lychee \
+    && install --directory --owner=10001 /var/cache/lychee /var/cache/lychee/huggingface
 COPY --from=uv /uv /usr/local/bin/uv
-ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON_INSTALL_DIR=/opt/python VIRTUAL_ENV=/opt/lychee \
-    PATH=/opt/lychee/bin:$PATH PYTHONUNBUFFERED=1 LC_ALL=C.UTF-8
+ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_CACHE_DIR=/var/cache/uv \
+    UV_PYTHON_INSTALL_DIR=/usr/lib/lychee-python VIRTUAL_ENV=/usr/lib/lychee \
+    PATH=/usr/lib/lychee/bin:$PATH PYTHONUNBUFFERED=1 LC_ALL=C.UTF-8 XDG_CACHE_HOME=/var/cache/lychee
 WORKDIR /src
-RUN uv venv --python 3.11 /opt/lychee
+RUN uv venv --python 3.11 /usr/lib/lychee
 COPY pyproject.toml constraints.txt ./
-RUN --mount=type=cache,target=/root/.cache/uv \
+RUN --mount=type=cache,target=/var/cache/uv \
     uv pip install -r pyproject.toml --extra engine --extra model -c constraints.txt
 COPY --from=source / ./
-RUN --mount=type=cache,target=/root/.cache/uv uv pip install -c constraints.txt --no-deps . && rm -rf /src/*
+RUN --mount=type=cache,target=/var/cache/uv uv pip install -c constraints.txt --no-deps . && rm -rf /src/*
 USER 10001
-WORKDIR /home/lychee
-RUN mkdir -p .cache/huggingface state
+WORKDIR /var/lib/lychee
 EXPOSE 8001
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=10s --start-period=20m --retries=8 \
