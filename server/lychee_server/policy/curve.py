@@ -25,9 +25,9 @@ _BANDWIDTH = 0.6  # how far an answer speaks
 _SLOPE = 0.6  # without evidence; measured plans have 0.5 to 0.9
 _SLOPE_WEIGHT = 1.0  # of that slope, as so much spread of answers
 _CHANCE_WEIGHT = 0.5  # in answers
-_SPREAD = 0.25  # of single answers without evidence, in the logarithm of what is missing
+_SPREAD = 0.2  # of single answers without evidence, in the logarithm of what is missing
 _SPREAD_WEIGHT = 4.0  # of that spread, in answers
-_CAUTION = 1.0  # standard errors by which the estimate is taken for the worse
+_CAUTION = 0.7  # standard errors by which the estimate is taken for the worse
 
 
 def reach_of(budget: float, context: float) -> float:

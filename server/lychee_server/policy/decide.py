@@ -50,10 +50,10 @@ class Question:
 class Recalls(Protocol):
     """Where budgets for a recall come from; see `RecallKeeper`."""
 
-    def hold(self, model: str, prompt_tokens: int, recall: float, *, dry: bool = False) -> Holding:
+    def hold(self, served: str, prompt_tokens: int, recall: float, *, dry: bool = False) -> Holding:
         """Budget for a recall."""
 
-    def expected_context(self, model: str, prompt_tokens: int) -> int:
+    def expected_context(self, served: str, prompt_tokens: int) -> int:
         """Context in the middle of an answer."""
 
 
@@ -65,7 +65,7 @@ class Conditions:
         policy: None: no policy file.
         defaults: the head plan's.
         context_window: the engine's, in tokens.
-        engine_model: as the engine names it.
+        served: model and head plan, as one name: what recall depends on.
         recalls: budgets for a recall.
         times: the measured speed curve; None: there is none.
         batch: requests that decode beside this one, itself included.
@@ -76,7 +76,7 @@ class Conditions:
     policy: Policy | None
     defaults: PlanDefaults
     context_window: int
-    engine_model: str
+    served: str
     recalls: Recalls
     times: Times | None
     batch: int
@@ -271,7 +271,7 @@ def _resolve(outcome: Outcome, question: Question, conditions: Conditions, steps
         share = outcome.range.share or defaults.auto.fraction
         found = LycheeRequest(budget=Bounds(min=outcome.range.min, max=outcome.range.max).clamp(_part(share, tokens)))
     elif outcome.min_recall is not None:
-        held = conditions.recalls.hold(conditions.engine_model, tokens, outcome.min_recall, dry=conditions.dry)
+        held = conditions.recalls.hold(conditions.served, tokens, outcome.min_recall, dry=conditions.dry)
         found = LycheeRequest(budget=held.budget)
         learnt = f"after {held.answers} audited answers to prompts of {held.bucket} tokens"
         says = (
@@ -279,7 +279,7 @@ def _resolve(outcome: Outcome, question: Question, conditions: Conditions, steps
         )
         steps.append(Step(step="outcome", says=says))
     elif outcome.target_itl_ms is not None:
-        context = conditions.recalls.expected_context(conditions.engine_model, tokens)
+        context = conditions.recalls.expected_context(conditions.served, tokens)
         speed = fastest_within(conditions.times, outcome.target_itl_ms, context, conditions.batch)
         if speed.budget is None:
             found = _concrete(LycheeRequest(), defaults, tokens)

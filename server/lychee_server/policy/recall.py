@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _LEAST_BUCKET = 10  # prompts up to 1023 tokens share one bucket
 _MOST_BUCKET = 21  # and those from 1,048,576 on
 _PATIENCE = 3  # answers between two moves of a budget
-_DEAD_ZONE_DOWN = 0.08  # in reach, where 0.1 is a tenth of a small budget
+_DEAD_ZONE_DOWN = 0.05  # in reach, where 0.1 is a tenth of a small budget
 _DEAD_ZONE_UP = 0.03
 _STEP_DOWN = 0.9
 _STEP_UP = 0.6
@@ -93,7 +93,7 @@ class _Bucket:
 
 
 class RecallKeeper:
-    """Budgets by model, bucket and asked recall.
+    """Budgets by model and head plan, bucket and asked recall.
 
     The estimate of the curve does the work; the rest keeps a budget from moving without need. It moves after
     `_PATIENCE` new answers at the earliest, only when the estimate has left a dead zone around it, and by a bounded
@@ -111,41 +111,41 @@ class RecallKeeper:
         for bucket in self._buckets.values():
             bucket.curve.memory = settings.memory
 
-    def hold(self, model: str, prompt_tokens: int, recall: float, *, dry: bool = False) -> Holding:
+    def hold(self, served: str, prompt_tokens: int, recall: float, *, dry: bool = False) -> Holding:
         """Return the budget that holds a recall for a prompt, and move what is held if it is time to.
 
         Args:
-            model: as the engine names it.
+            served: model and head plan, as one name.
             prompt_tokens: length of the prompt.
             recall: asked for; told apart to three digits.
             dry: only look: nothing is moved, and nothing is begun.
         """
         number, recall = bucket_of(prompt_tokens), round(recall, 3)
         if dry:
-            bucket = self._buckets.get((model, number)) or _Bucket(number, RecallCurve(self._settings.memory))
+            bucket = self._buckets.get((served, number)) or _Bucket(number, RecallCurve(self._settings.memory))
             held = bucket.held.get(recall)
             reach = held.reach if held else self._first(bucket, recall)
         else:
-            bucket = self._bucket(model, number)
+            bucket = self._bucket(served, number)
             reach = self._move(bucket, recall)
         context = prompt_tokens + bucket.half_answer
         budget = max(self._settings.floor, math.ceil(share_at(reach, context) * context))
         return Holding(budget=budget, share=budget / context, bucket=bucket_label(number), answers=bucket.curve.answers)
 
-    def expected_context(self, model: str, prompt_tokens: int) -> int:
+    def expected_context(self, served: str, prompt_tokens: int) -> int:
         """Return the context in the middle of an answer, as answers to such prompts have been."""
-        bucket = self._buckets.get((model, bucket_of(prompt_tokens)))
+        bucket = self._buckets.get((served, bucket_of(prompt_tokens)))
         return max(1, prompt_tokens + round(bucket.half_answer if bucket else 0))
 
-    def observe(self, model: str, audit: Audit) -> None:
+    def observe(self, served: str, audit: Audit) -> None:
         """Learn from an answer that ran sparse with a fixed number of tokens in its sets."""
-        bucket = self._bucket(model, bucket_of(audit.prompt_tokens))
+        bucket = self._bucket(served, bucket_of(audit.prompt_tokens))
         half = audit.answer_tokens / 2
         bucket.curve.observe(audit.budget, audit.prompt_tokens + half, audit.recall)
         bucket.half_answer += (half - bucket.half_answer) / min(bucket.curve.answers, _LENGTH_MEMORY)
 
-    def _bucket(self, model: str, number: int) -> _Bucket:
-        key = (model, number)
+    def _bucket(self, served: str, number: int) -> _Bucket:
+        key = (served, number)
         bucket = self._buckets.setdefault(key, _Bucket(number, RecallCurve(self._settings.memory)))
         self._buckets.move_to_end(key)
         while len(self._buckets) > _MOST_BUCKETS:
@@ -180,7 +180,7 @@ class RecallKeeper:
         """Return what each bucket knows and holds, for people to read; budgets are for its middle length."""
         return [
             {
-                "model": model,
+                "served": served,
                 "prompt_tokens": bucket_label(number),
                 "audited_answers": bucket.curve.answers,
                 "held": [
@@ -189,7 +189,7 @@ class RecallKeeper:
                 ],
                 "reached": list(self._reached(bucket)),
             }
-            for (model, number), bucket in sorted(self._buckets.items())
+            for (served, number), bucket in sorted(self._buckets.items())
             for context in (bucket.context,)
         ]
 

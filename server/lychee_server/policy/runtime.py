@@ -159,7 +159,7 @@ class BudgetPolicy:
             policy=self.policy,
             defaults=engine.sparsity.defaults,
             context_window=engine.context_window,
-            engine_model=model,
+            served=_served_by(engine),
             recalls=self._keeper,
             times=curve,
             batch=math.ceil((1 + sum(engine.in_flight for engine in self._engines.engines)) / ready),
@@ -216,7 +216,7 @@ class BudgetPolicy:
                 budget=summary.budget,
                 recall=min(1.0, max(0.0, summary.recall)),
             )
-            self._keeper.observe(model, audit)
+            self._keeper.observe(_served_by(engine), audit)
 
     async def watch(self) -> None:
         """Look at the engines' load as long as the policy has a use for it, until cancelled."""
@@ -254,6 +254,14 @@ class BudgetPolicy:
 
 def _model_of(engine: EngineInfo) -> str:
     return (engine.sparsity.model if engine.sparsity else None) or ""
+
+
+def _served_by(engine: EngineInfo) -> str:
+    """Name what recall depends on: with another head plan, nothing that was learnt holds."""
+    if engine.sparsity is None:
+        return ""
+    plan = engine.sparsity.plan
+    return f"{_model_of(engine)}, {plan.name}{f' {plan.sha256[:12]}' if plan.sha256 else ''}"
 
 
 def _text_or_none(value: object) -> str | None:

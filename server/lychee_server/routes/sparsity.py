@@ -60,7 +60,7 @@ class SparsityState(BaseModel):
     defaults: dict[str, Any] | None = Field(description="the plan's defaults")
     pressure: dict[str, float] = Field(description="level in force, and the signals it is made of")
     prompt_lengths: list[dict[str, Any]] = Field(description="bytes per token, as learnt from answers")
-    recall: list[dict[str, Any]] = Field(description="by model and prompt length: what is held, and what was learnt")
+    recall: list[dict[str, Any]] = Field(description="by model, plan and prompt length: what is held, what was learnt")
 
 
 def tier_of(request: Request) -> str | None:

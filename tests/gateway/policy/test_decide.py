@@ -32,7 +32,7 @@ def conditions(policy=None, **changes):
         "policy": policy,
         "defaults": PlanDefaults(budget=1024, mode="topk"),
         "context_window": WINDOW,
-        "engine_model": "tiny",
+        "served": "tiny",
         "recalls": RecallKeeper(RecallHold()),
         "times": Times(),
         "batch": 1,

@@ -152,12 +152,26 @@ def test_a_recall_is_held_without_a_policy(gateway, engine):
     assert all(0.95 <= recall <= 0.96 for recall in recalls[-10:])
     state = gateway.http.get("/v1/sparsity").json()
     (bucket,) = state["recall"]
-    assert (bucket["model"], bucket["prompt_tokens"], bucket["audited_answers"]) == ("tiny", "4096-8191", 80)
+    assert bucket["served"] == "tiny, built-in 00"
+    assert (bucket["prompt_tokens"], bucket["audited_answers"]) == ("4096-8191", 80)
     (held,) = bucket["held"]
     assert held["min_recall"] == 0.95
     assert held["budget"] == pytest.approx(budgets[-1], rel=0.05)
     assert any(row["recall"] == pytest.approx(0.95, abs=0.02) for row in bucket["reached"])
     assert gateway.total("lychee_budget_decisions_total", reason="min_recall") == 80
+
+
+def test_another_head_plan_begins_anew(gateway, engine, running):
+    engine.script = Script(answer=recalling)
+    body = {"messages": [{"role": "user", "content": "x" * 24_000}], "lychee": {"min_recall": 0.95}}
+    budgets = [gateway.chat(**body).json()["lychee"]["budget"] for _ in range(20)]
+    assert budgets[-1] < budgets[0] - 500
+    running.server.kill()
+    wait_until(lambda: not gateway.ready())
+    engine.info = {**engine.info, "plan": {**engine.info["plan"], "sha256": "11"}}
+    running.server.start()
+    wait_until(gateway.ready)
+    assert gateway.chat(**body).json()["lychee"]["budget"] > budgets[0] - 100
 
 
 @pytest.mark.parametrize(
