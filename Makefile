@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve demo bench doctor test lint test-next install-next dashboards constraints clean
+.PHONY: help install serve demo bench doctor test lint test-next install-next tools dashboards constraints clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PORT ?= 8000
@@ -51,6 +51,11 @@ test: lint ## lint, then all tests
 
 test-next: $(NEXT_ENV)/.installed ## all tests on the next SGLang, in .venv-next
 	$(NEXT_ENV)/bin/pytest $(ARGS)
+
+tools: ## install Prometheus and Compose, which some tests use (Debian; they are skipped without)
+	@command -v promtool >/dev/null && command -v docker-compose >/dev/null || { \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+			prometheus docker-compose >/dev/null; }
 
 dashboards: $(ENV)/.installed ## write the JSON of Grafana's dashboards
 	$(ENV)/bin/python -m deploy.dashboards

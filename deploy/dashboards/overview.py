@@ -114,17 +114,31 @@ def build() -> Dashboard:
             Query(rate("lychee_requests_total", "status"), "{{status}}"),
         ),
         graph(
+            "Refused",
+            "Requests a second that the gateway refused for want of a key or of room; clients that left.",
+            "reqps",
+            Query(rate("lychee_requests_refused_total", "reason"), "{{reason}}"),
+            Query(rate("lychee_client_disconnects_total"), "client left"),
+        ),
+        graph(
+            "Line before the engines",
+            "Requests that wait for a place.",
+            "short",
+            Query("sum by (instance) (lychee_requests_queued)", "{{instance}}"),
+        ),
+        row("Where time goes beside decoding"),
+        graph(
             "Gateway overhead",
             "From the request to the end of the answer, less the engine's own time and waits for slow readers.",
             "s",
             *quantiles("lychee_gateway_overhead_seconds"),
         ),
         graph(
-            "Wait in the engine's queue",
-            "Before the prefill began.",
+            "Waits",
+            "In the gateway's line for a place, of those that had to; and in the engine before the prefill.",
             "s",
-            Query(quantile(0.5, "lychee_queue_time_seconds"), "p50"),
-            Query(quantile(0.95, "lychee_queue_time_seconds"), "p95"),
+            Query(quantile(0.95, "lychee_gateway_queue_seconds"), "gateway p95"),
+            Query(quantile(0.95, "lychee_queue_time_seconds"), "engine p95"),
         ),
     ]
     return add(board, panels)

@@ -32,6 +32,19 @@ def build() -> Dashboard:
             "short",
             Query(rate("lychee_budget_decisions_total", "reason"), "{{reason}}"),
         ),
+        graph(
+            "Policy",
+            "Answers a second by the rule of the policy that gave their budget.",
+            "short",
+            Query(rate("lychee_policy_rule_answers_total", "rule"), "{{rule}}"),
+        ),
+        graph(
+            "Pressure",
+            "How far the policy shrinks budgets under load: 1 is to their lower bounds.",
+            "percentunit",
+            Query("max by (instance) (lychee_policy_pressure_ratio)", "{{instance}}"),
+            largest=1,
+        ),
         row("Recall and what is read, by length of the context"),
         graph(
             "Recall",
@@ -105,8 +118,15 @@ def build() -> Dashboard:
             "short",
             Query(f"sum(rate(lychee_answers_without_summary_total[{WINDOW}]))", "answers"),
         ),
-        bars("Speed curve", "The dense reference in use.", "short", Query("lychee_speed_curve_info", CURVE)),
-        bars("Head plans", "The plan of each engine.", "short", Query("lychee_plan_info", PLAN)),
+        bars(
+            "Policy file",
+            "Times it was read again in the range shown, and prompts whose length the engine was asked for.",
+            "short",
+            Query("sum by (result) (increase(lychee_policy_reloads_total[$__range]))", "{{result}}"),
+            Query("sum(increase(lychee_prompts_tokenized_total[$__range]))", "prompts counted"),
+        ),
+        bars("Speed curve", "The dense reference in use.", "short", Query("lychee_speed_curve_info", CURVE), width=6),
+        bars("Head plans", "The plan of each engine.", "short", Query("lychee_plan_info", PLAN), width=6),
     ]
     return add(board, panels)
 

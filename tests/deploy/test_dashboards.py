@@ -53,6 +53,12 @@ def test_every_metric_in_a_query_is_exported(expression):
         assert name in known or SUFFIXES.sub("", name) in known
 
 
+@pytest.mark.parametrize("name", sorted(exported()))
+def test_every_metric_of_the_gateway_is_looked_at(name):
+    queries = "\n".join([*expressions(), *(rule["expr"] for rule in rules())])
+    assert re.search(rf"\b{name}(_bucket|_sum|_count)?\b", queries)
+
+
 def test_sglang_has_these_metrics_with_these_types():
     """Read off the source of the installed SGLang: importing it takes long, and it registers only what it runs."""
     found = importlib.util.find_spec("sglang")

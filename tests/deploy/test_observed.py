@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.deploy.conftest import free_port
+from tests.deploy.conftest import DEPLOYED, free_port
 from tests.deploy.test_dashboards import PANELS
 from tests.deploy.test_rules import alerts
 from tests.gateway.scripted_engine import SUMMARY, Script, chat_answer, chat_events, wait_until
@@ -38,6 +38,7 @@ GOOD = {
 }
 DENSE = {**GOOD, "budget": "dense", "mode": None, "sparse_steps": 0, "recall": None, "decode_seconds": 0.8}
 BAD = {**GOOD, "recall": 0.5, "dense_fallback": "budget_covers_context", "decode_seconds": 1.6}
+POLICY = DEPLOYED.parent / "policy.example.yaml"
 COUNTED = "sum(lychee_requests_total)"
 
 
@@ -75,13 +76,14 @@ def without_data(prometheus: Prometheus) -> set[str]:
 
 
 def test_a_healthy_service(start_prometheus, start_gateway, engine, running, tmp_path):
-    gateway = start_gateway(curve_file=curve_file(tmp_path))
+    gateway = start_gateway(curve_file=curve_file(tmp_path), policy_file=POLICY, max_concurrency=1)
     prometheus = start_prometheus(
         {"lychee-gateway": [host(gateway.server.url)], "lychee-engine": [host(running.server.url)]}
     )
     asked = 0
     for _ in range(3):  # a rate needs counts that rise from one scrape to the next
         asked += ask(gateway, engine, GOOD, DENSE)
+        asked += queue_one(gateway, engine)
         prometheus.sees(COUNTED, asked)
     # 800 ms of dense decoding in 200 ms; dense answers take what the curve says
     wait_until(lambda: prometheus.value('lychee:speedup:ratio_rate5m{decoding="sparse"}') is not None, timeout=10)
@@ -103,7 +105,7 @@ def test_a_healthy_service(start_prometheus, start_gateway, engine, running, tmp
 def test_a_service_in_trouble(start_prometheus, start_gateway, engine, running, tmp_path):
     """Every alert fires, and every panel has something to show."""
     good_curve, other_curve = curve_file(tmp_path), curve_file(tmp_path, plan="11")
-    gateway = start_gateway(curve_file=good_curve)
+    gateway = start_gateway(curve_file=good_curve, policy_file=POLICY)
     narrow = start_gateway(curve_file=other_curve, max_concurrency=1, max_queue=0)
     prometheus = start_prometheus(
         {
@@ -125,8 +127,22 @@ def test_a_service_in_trouble(start_prometheus, start_gateway, engine, running, 
         asked += 1
         prometheus.sees(COUNTED, asked)
     wait_until(lambda: prometheus.firing() == set(alerts()), timeout=15)
-    # What the engine shows itself has ended with it; of dense answers there were none.
-    assert missing & without_data(prometheus) == {"overview.json Speedup over dense: dense answers"}
+    # What the engine shows itself has ended with it; dense answers, and requests in line, there were none.
+    assert missing & without_data(prometheus) == {
+        "overview.json Speedup over dense: dense answers",
+        "overview.json Waits: gateway p95",
+    }
+
+
+def queue_one(gateway: RunningGateway, engine: Any) -> int:
+    """Fill a gateway that takes one request at a time, and let another wait in line."""
+    engine.script = Script(answer=chat_answer(GOOD), gate=threading.Event())
+    with ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(gateway.chat), pool.submit(gateway.chat)]
+        wait_until(lambda: gateway.value("lychee_requests_queued") == 1)
+        engine.script.gate.set()
+        assert [answer.result().status_code for answer in answers] == [200, 200]
+    return 2
 
 
 def refuse_one(gateway: RunningGateway, engine: Any) -> int:
