@@ -64,8 +64,8 @@ def prompt_text(body: dict[str, Any]) -> PromptText:
     messages = [each for each in messages if isinstance(each, dict)] if isinstance(messages, list) else []
     parts = [part for message in messages for part in _parts(message.get("content"))]
     size = sum(_size(part) for part in parts if isinstance(part, str))
-    for extra in (body.get("tools"), [call for message in messages for call in message.get("tool_calls") or ()]):
-        size += _size(json.dumps(extra, ensure_ascii=False)) if extra else 0
+    for extra in (body.get("tools"), *(message.get("tool_calls") for message in messages)):
+        size += _size_as_json(extra) if extra else 0
     return PromptText(
         size=size,
         overhead=_MESSAGE_TOKENS * len(messages),
@@ -86,6 +86,13 @@ def _parts(content: object) -> list[object]:
     if isinstance(content, list):
         return [part.get("text", part) if isinstance(part, dict) else part for part in content]
     return [] if content is None else [content]
+
+
+def _size_as_json(value: object) -> int:
+    try:
+        return _size(json.dumps(value, ensure_ascii=False))
+    except RecursionError:
+        return 0  # the body is refused for it in a moment, in better words
 
 
 def _size(text: str) -> int:

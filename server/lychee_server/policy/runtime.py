@@ -178,14 +178,14 @@ class BudgetPolicy:
         """Ask an engine how long a prompt is; None where it does not say."""
         self._metrics.prompt_tokenized()
         self._tokenizing += 1
-        asked = json.dumps({key: body[key] for key in _TOKENIZED if body.get(key) is not None}).encode()
         try:
+            asked = json.dumps({key: body[key] for key in _TOKENIZED if body.get(key) is not None}).encode()
             async with (
                 asyncio.timeout(_TOKENIZE_SECONDS),
                 self._engines.any().upstream.open("/tokenize", asked, {}, _TOKENIZE_SECONDS) as answer,
             ):
                 reply = parse_object(await answer.read()) if answer.status == 200 else None
-        except (GatewayError, TimeoutError) as error:
+        except (GatewayError, TimeoutError, RecursionError) as error:
             log.warning("a prompt could not be counted; its length is estimated", extra={"problem": str(error)})
             return None
         finally:

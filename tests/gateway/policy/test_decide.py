@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lychee_server.policy.decide import Conditions, Question, decide, depends_on_length, is_open
@@ -363,6 +363,7 @@ def size(form: LycheeRequest, tokens: int) -> int:
     return int(found)
 
 
+@settings(deadline=None)
 @given(policies, questions, levels)
 def test_no_budget_is_outside_of_the_tiers_bounds(policy, asked, level):
     decision = decide(asked, conditions(policy, pressure=level))
@@ -375,6 +376,7 @@ def test_no_budget_is_outside_of_the_tiers_bounds(policy, asked, level):
     assert not isinstance(decision.sent.budget, int) or 1 <= decision.sent.budget <= WINDOW
 
 
+@settings(deadline=None)
 @given(policies, questions, levels)
 def test_a_request_that_names_a_budget_within_bounds_gets_it(policy, asked, level):
     bounds = policy.tiers["gold"].bounds if asked.tier == "gold" else policy.bounds
@@ -384,6 +386,7 @@ def test_a_request_that_names_a_budget_within_bounds_gets_it(policy, asked, leve
         assert (decision.sent, decision.reason) == (asked.asked, "request")
 
 
+@settings(deadline=None)
 @given(policies, questions)
 def test_the_order_of_those_who_decide(policy, asked):
     decision = decide(asked, conditions(policy))
@@ -406,6 +409,7 @@ def test_the_order_of_those_who_decide(policy, asked):
     assert givers == ([expected] if expected else [])
 
 
+@settings(deadline=None)
 @given(policies, questions, st.lists(levels, min_size=2, max_size=4))
 def test_more_pressure_never_gives_more(policy, asked, several):
     sizes = [
@@ -415,6 +419,7 @@ def test_more_pressure_never_gives_more(policy, asked, several):
     assert sizes == sorted(sizes, reverse=True)
 
 
+@settings(deadline=None)
 @given(policies, questions, levels)
 def test_looking_moves_nothing(policy, asked, level):
     keeper = RecallKeeper(RecallHold())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lychee_server.policy.lengths import Length, PromptLengths, PromptText, prompt_text
 
@@ -39,6 +41,32 @@ from lychee_server.policy.lengths import Length, PromptLengths, PromptText, prom
 )
 def test_what_becomes_the_prompt(body, text):
     assert prompt_text(body) == text
+
+
+JSON = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.sampled_from(["", "ab", "\ud800"])
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["role", "content", "text", "tool_calls", "type"]), inner, max_size=3),
+    ),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.sampled_from(["messages", "prompt", "tools"]), JSON))
+def test_whatever_a_body_holds_it_has_a_length(body):
+    length = PromptLengths().estimate("m", prompt_text(body))
+    assert 1 <= length.low <= length.tokens <= length.high
+
+
+def test_what_is_nested_too_deeply_is_left_to_those_who_refuse_it():
+    tools: list[object] = []
+    for _ in range(100_000):
+        tools = [tools]
+    assert prompt_text({"messages": [{"content": "ab"}], "tools": tools}) == PromptText(size=2, overhead=5)
 
 
 def test_a_first_estimate_is_four_bytes_a_token_and_far_from_sure():

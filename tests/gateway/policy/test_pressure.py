@@ -7,7 +7,7 @@ import random
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lychee_server.policy.pressure import EngineLoad, PressureGauge, Signals, parse_loads, shrunk
@@ -89,6 +89,7 @@ def _json(load: dict[str, float]) -> str:
     return EngineLoad(**load).model_dump_json()
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**6), st.integers(1, 10**6), st.floats(0, 1), st.floats(0, 1))
 def test_shrinking_is_bounded_and_monotone(budget, floor, one, other):
     low, high = sorted((one, other))

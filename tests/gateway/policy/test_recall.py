@@ -237,7 +237,7 @@ def test_an_estimate_by_hand():
 answers = st.lists(st.tuples(st.integers(1, 20_000), st.integers(1, 20_000), st.floats(0, 1)), min_size=0, max_size=30)
 
 
-@settings(max_examples=40)
+@settings(deadline=None, max_examples=40)
 @given(answers, st.lists(st.floats(0.5, 0.999), min_size=2, max_size=5), st.integers(1, 20_000))
 def test_whatever_was_observed_budgets_are_in_range_and_rise_with_the_recall(seen, recalls, prompt):
     keeper = RecallKeeper(RecallHold(floor=64))
