@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,6 +39,9 @@ def calibrate(
     device: Annotated[
         str | None, typer.Option(help="Name of the engine's hardware [default: this machine's, if it runs here].")
     ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="LYCHEE_ENGINE_API_KEY", help="Key of an engine that was started with one.")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure all of it again.")] = False,
 ) -> None:
     """Measure time per token, dense and at several budgets, against context and batch, on a running engine.
@@ -46,7 +50,8 @@ def calibrate(
     """
     console = Console(stderr=True)
     try:
-        record = asyncio.run(_run(url, out, (budgets, contexts, batches), rounds, device, fresh, console))
+        asked = _Asked(url, out, (budgets, contexts, batches), rounds, device, api_key, fresh)
+        record = asyncio.run(_run(asked, console))
     except curve.CalibrationError as error:
         console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
@@ -56,29 +61,39 @@ def calibrate(
     Console().print(_table(record))
 
 
-async def _run(
-    url: str,
-    out: Path,
-    wanted: tuple[str, str | None, str | None],
-    rounds: int,
-    device: str | None,
-    fresh: bool,
-    console: Console,
-) -> dict[str, Any]:
-    local = httpx.URL(url).host in LOCAL_HOSTS
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=1800, limits=limits, trust_env=not local) as client:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the command line asks for; `grid` is budgets, contexts and batches as they were written."""
+
+    url: str
+    out: Path
+    grid: tuple[str, str | None, str | None]
+    rounds: int
+    device: str | None
+    api_key: str | None
+    fresh: bool
+
+
+async def _run(asked: _Asked, console: Console) -> dict[str, Any]:
+    local = httpx.URL(asked.url).host in LOCAL_HOSTS
+    async with httpx.AsyncClient(
+        base_url=asked.url,
+        headers={"authorization": f"Bearer {asked.api_key}"} if asked.api_key else {},
+        timeout=1800,
+        limits=httpx.Limits(max_connections=None),
+        trust_env=not local,
+    ) as client:
         facts = await curve.examine(client)
-        grid = _grid(wanted, facts)
-        identity = facts.identity(device or _this_machine(local, facts))
+        grid = _grid(asked.grid, facts)
+        identity = facts.identity(asked.device or _this_machine(local, facts))
         about = machine.describe()
         record: dict[str, Any] = {
             "schema": curve.SCHEMA,
             "version": 1,
             **identity,
             "date": about["date"],
-            "command": about["command"],
-            "points": [] if fresh else curve.resume(out, identity),
+            "command": about["command"].replace(asked.api_key, "...") if asked.api_key else about["command"],
+            "points": [] if asked.fresh else curve.resume(asked.out, identity),
         }
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
@@ -88,9 +103,9 @@ async def _run(
                 text = f"{cell[0]} tokens, {cell[1]} at a time" if done < total else "done"
                 progress.update(task, description=text, completed=done, total=total)
                 if record["points"]:
-                    curve.write(out, record)
+                    curve.write(asked.out, record)
 
-            await curve.measure(client, grid, record, facts, rounds, save)
+            await curve.measure(client, grid, record, facts, asked.rounds, save)
     return record
 
 

@@ -131,6 +131,8 @@ async def examine(client: httpx.AsyncClient) -> EngineFacts:
         server = await client.get("/server_info")
     except httpx.HTTPError as error:
         raise CalibrationError(f"no engine at {client.base_url}: {error}") from error
+    if httpx.codes.UNAUTHORIZED in (info.status_code, server.status_code):
+        raise CalibrationError(f"{client.base_url} wants a key: give it with --api-key or LYCHEE_ENGINE_API_KEY")
     if info.status_code != httpx.codes.OK or server.status_code != httpx.codes.OK:
         raise CalibrationError(
             f"{client.base_url} has no /lychee/info: give the address of the engine itself, not the gateway's"

@@ -32,6 +32,7 @@ class PacedEngine:
         self.asked: list[tuple[int, int, int | str]] = []
         self.running = 0
         self.most_together = 16
+        self.key: str | None = None
         self.app = Starlette(
             routes=[
                 Route("/lychee/info", lambda _: JSONResponse(self.info)),
@@ -40,7 +41,9 @@ class PacedEngine:
             ]
         )
 
-    async def _server_info(self, _: Request) -> JSONResponse:
+    async def _server_info(self, request: Request) -> JSONResponse:
+        if self.key is not None and request.headers.get("authorization") != f"Bearer {self.key}":
+            return JSONResponse({"error": "Unauthorized"}, status_code=401)
         states = [{"effective_max_running_requests_per_dp": 16}]
         return JSONResponse({"version": "0.5.17", "max_total_num_tokens": 2000, "internal_states": states})
 
@@ -163,6 +166,17 @@ def test_no_engine_and_no_curve(address, tmp_path):
         result = calibrate(bare.url, tmp_path / "other.json")
     assert result.exit_code == 1
     assert "not the gateway's" in result.output.replace("\n", " ")
+
+
+def test_an_engine_with_a_key(paced, address, tmp_path, monkeypatch):
+    paced.key = "sesame"
+    result = calibrate(address, tmp_path / "curve.json", "--contexts", "100")
+    assert result.exit_code == 1
+    assert "--api-key" in result.output.replace("\n", " ")
+    monkeypatch.setattr("sys.argv", ["lychee-sgl", "calibrate", "--api-key", "sesame"])
+    result = calibrate(address, tmp_path / "curve.json", "--contexts", "100", "--api-key", "sesame")
+    assert result.exit_code == 0
+    assert "sesame" not in (tmp_path / "curve.json").read_text()
 
 
 def test_samples_by_hand():
