@@ -8,7 +8,7 @@ from lychee_sgl.backend.plans import choose_plan, model_shape
 from lychee_sgl.config import EngineConfig
 
 if TYPE_CHECKING:
-    from lychee_sgl.backend.attention import LycheeAttnBackend
+    from lychee_sgl.backend.hybrid import HybridHeads
 
 
 class BackendRefused(RuntimeError):
@@ -25,24 +25,44 @@ def check_server_args(runner: Any) -> None:
         BackendRefused: names the setting, its value and what is allowed.
     """
     args, model = runner.server_args, runner.model_config
-    device = str(runner.device)
     refusals = (
-        (device != "cpu", f"device {device}: the kernels for it are not in this version; it serves on the CPU"),
         (runner.use_mla_backend, "models with multi-latent attention (MLA)"),
         (bool(runner.is_hybrid_swa) or bool(runner.sliding_window_size), "models with sliding-window attention"),
         (model.is_encoder_decoder, "encoder-decoder models"),
         (args.speculative_algorithm is not None, f"--speculative-algorithm {args.speculative_algorithm}"),
         (args.enable_mixed_chunk, "--enable-mixed-chunk"),
-        (args.page_size not in (None, 1), f"--page-size {args.page_size} (on the CPU: 1)"),
         (args.tp_size > 1, f"--tp-size {args.tp_size} (in this version: 1)"),
-        (str(runner.dtype) == "torch.float16", "--dtype float16 (on the CPU: bfloat16, float32)"),
+        *(_cpu_refusals(runner) if str(runner.device) == "cpu" else _gpu_refusals(runner)),
     )
     for refused, what in refusals:
         if refused:
             raise BackendRefused(f"the attention backend lychee does not serve {what}")
 
 
-def create_backend(runner: Any) -> LycheeAttnBackend:
+def _cpu_refusals(runner: Any) -> tuple[tuple[bool, str], ...]:
+    args = runner.server_args
+    return (
+        (args.page_size not in (None, 1), f"--page-size {args.page_size} (on the CPU: 1)"),
+        (str(runner.dtype) == "torch.float16", "--dtype float16 (on the CPU: bfloat16, float32)"),
+    )
+
+
+def _gpu_refusals(runner: Any) -> tuple[tuple[bool, str], ...]:
+    model = runner.model_config
+    group = model.num_attention_heads // max(1, model.num_key_value_heads)
+    return (
+        (str(runner.device) != "cuda", f"device {runner.device} (its kernels are for cpu, cuda)"),
+        (str(runner.dtype) == "torch.float32", "--dtype float32 (on a GPU: bfloat16, float16)"),
+        (
+            str(runner.kv_cache_dtype) not in ("torch.bfloat16", "torch.float16"),
+            f"--kv-cache-dtype {runner.kv_cache_dtype} (on a GPU: the model's bfloat16 or float16)",
+        ),
+        (model.head_dim not in (64, 128), f"heads of size {model.head_dim} (on a GPU: 64, 128)"),
+        (group > 16, f"{group} query heads for a KV head (on a GPU: up to 16)"),
+    )
+
+
+def create_backend(runner: Any) -> HybridHeads:
     """Makes the backend; SGLang calls it in every scheduler process that selected `lychee`.
 
     Args:
@@ -54,7 +74,6 @@ def create_backend(runner: Any) -> LycheeAttnBackend:
         ConfigError: a setting has a value that is not allowed.
     """
     from lychee_sgl.backend import hooks
-    from lychee_sgl.backend.attention import LycheeAttnBackend
 
     missing = hooks.missing()
     if missing:
@@ -66,6 +85,14 @@ def create_backend(runner: Any) -> LycheeAttnBackend:
     args = runner.server_args
     shape = model_shape(runner.model_config.hf_text_config, args.model_path)
     chosen = choose_plan(config.heads, shape, args.served_model_name)
-    backend = LycheeAttnBackend(runner, chosen, config)
+    backend: HybridHeads
+    if str(runner.device) == "cpu":
+        from lychee_sgl.backend.cpu_attention import LycheeCpuBackend
+
+        backend = LycheeCpuBackend(runner, chosen, config)
+    else:
+        from lychee_sgl.backend.gpu_attention import LycheeGpuBackend
+
+        backend = LycheeGpuBackend(runner, chosen, config)
     runner.lychee = backend
     return backend

@@ -6,6 +6,7 @@ refuses to start with any.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lychee_sgl import compat
@@ -49,14 +50,45 @@ def around_forward(original: Callable[..., Any], runner: Any, forward_batch: Any
 
         reqs = backend.batch_reqs
         steps = backend.take_results()
-        for req, step in zip(reqs, steps or (), strict=steps is not None):
-            if step.sparse:
-                setattr(req, SPARSE_FLAG, True)
-        # plain tuples: what leaves in `meta_info` is written as JSON
-        ours = [None] * len(reqs) if steps is None else [tuple(step) for step in steps]
+        if steps is not None:
+            for req, sparse in zip(reqs, steps.sparse, strict=True):
+                if sparse:
+                    setattr(req, SPARSE_FLAG, True)
+        ours = [None] * len(reqs) if steps is None else steps
         output.logits_output.customized_info = {**(output.logits_output.customized_info or {}), INFO_KEY: ours}
         backend.batch_reqs = None
     return output
+
+
+def before_copy(*args: Any, **kwargs: Any) -> None:
+    """Starts the copy of a device's statistics where SGLang starts its own."""
+    from lychee_sgl.backend.results import DeviceSteps
+    from lychee_sgl.backend.summary import INFO_KEY
+
+    result = args[0] if args else kwargs["self"]
+    info = getattr(result.logits_output, "customized_info", None) or {}
+    if isinstance(info.get(INFO_KEY), DeviceSteps):
+        info[INFO_KEY].start_copy()
+
+
+def around_capture(original: Callable[..., Any], graph_runner: Any, *args: Any, **kwargs: Any) -> None:
+    """Captures a batch size twice: once all rows dense, by SGLang's dense backend, and once with our kernels."""
+    backend = getattr(graph_runner.model_runner, "lychee", None)
+    if backend is None:
+        original(graph_runner, *args, **kwargs)
+        return
+    for variant in backend.graph_variants:
+        backend.variant_to_capture = variant
+        original(graph_runner, *args, **kwargs)
+
+
+def around_graph_key(original: Callable[..., Any], graph_runner: Any, *args: Any, **kwargs: Any) -> Any:
+    """Tells the graphs of the two variants apart; the backend has chosen when it prepared the step's metadata."""
+    key = original(graph_runner, *args, **kwargs)
+    backend = getattr(graph_runner.model_runner, "lychee", None)
+    if backend is None or key.variant_label is not None:
+        return key
+    return dataclasses.replace(key, variant_label=f"lychee_{backend.variant}")
 
 
 def before_release(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -90,6 +122,15 @@ def _http_hooks() -> list[Hook]:
     ]
 
 
+def _gpu_hooks() -> list[Hook]:
+    graphs = "sglang.srt.model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner"
+    return [
+        Hook("sglang.srt.managers.utils.GenerationBatchResult.copy_to_cpu", before_copy, "before"),
+        Hook(f"{graphs}.capture_one_shape", around_capture, "around"),
+        Hook(f"{graphs}._make_graph_key", around_graph_key, "around"),
+    ]
+
+
 def _cpu_hooks() -> list[Hook]:
     from lychee_sgl.cpu import grammar, linear, threads
 
@@ -111,7 +152,7 @@ def hooks() -> list[Hook]:
     """Lists the hooks that this machine needs."""
     from lychee_sgl.plugin import cpu_platform
 
-    return _scheduler_hooks() + _http_hooks() + (_cpu_hooks() if cpu_platform() else [])
+    return _scheduler_hooks() + _http_hooks() + (_cpu_hooks() if cpu_platform() else _gpu_hooks())
 
 
 def install() -> None:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from lychee_kernels.decode_plan.api import DENSE
 from lychee_kernels.layout import Mode
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 PREFIX = "lychee_"
 MODES = {"topk": Mode.TOPK, "ratio": Mode.RATIO, "threshold": Mode.THRESHOLD, "top_p": Mode.TOP_P}
 MODE_NAMES = {mode: name for name, mode in MODES.items()}
-DENSE = -1
-"""`RowSpec.budget` of a dense request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

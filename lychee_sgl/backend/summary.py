@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lychee_sgl.backend.request import DENSE, MODE_NAMES
-from lychee_sgl.backend.rows import FALLBACK_NAMES, Fallback
+from lychee_kernels.decode_plan.api import DENSE, Fallback
+from lychee_sgl.backend.request import MODE_NAMES
+from lychee_sgl.backend.rows import FALLBACK_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

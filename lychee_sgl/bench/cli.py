@@ -173,3 +173,44 @@ def _numbers(option: str, text: str, kind: Callable[[str], Number]) -> tuple[Num
         return tuple(sorted({kind(word) for word in text.split(",")}))
     except ValueError:
         raise ValueError(f"{option} is {text!r}, allowed: numbers with commas") from None
+
+
+@app.command()
+def gpu(
+    model: Annotated[Path, typer.Option(help="Folder with a config.json; weights are not needed.")],
+    out: Annotated[Path, typer.Option(help="Where the JSON goes.")] = Path("gpu-engine.json"),
+    cases: Annotated[str, typer.Option(help="Batches: CONTEXTxROWS or CONTEXT:BUDGET+..., with commas.")] = "131072x1",
+    flashinfer: Annotated[str, typer.Option(help="Batches for a stock engine with FlashInfer.")] = "",
+    triton: Annotated[str, typer.Option(help="Batches for a stock engine with its Triton backend.")] = "",
+    retrieval_heads: Annotated[int, typer.Option(help="Retrieval heads, layer 0's among them.")] = 32,
+    budget: Annotated[int, typer.Option(help="Budget of rows that name none.")] = 4096,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each batch is timed.")] = 3,
+    engine_args: Annotated[str, typer.Option(help="Further arguments of SGLang.")] = "",
+) -> None:
+    """Time per token inside SGLang on a GPU: ours against FlashInfer's dense decode, with dummy weights."""
+    from lychee_sgl.bench import gpu as bench
+    from lychee_sgl.bench.machine import describe, device_name
+    from lychee_sgl.serve.supervisor import StartFailed
+
+    console = Console(stderr=True, highlight=False)
+    try:
+        parsed = {
+            name: {text: bench.Case.parse(text, budget) for text in texts.split(",") if text}
+            for name, texts in {"ours": cases, "flashinfer": flashinfer, "triton": triton}.items()
+        }
+    except ValueError as error:
+        console.print(f"error: a batch cannot be read ({error}); they look like 131072x4", markup=False)
+        raise typer.Exit(2) from error
+    stock = {name: parsed[name] for name in ("flashinfer", "triton") if parsed[name]}
+    state = out.parent / "gpu-bench"
+    state.mkdir(parents=True, exist_ok=True)
+    try:
+        record = bench.run(
+            state, model=model, cases=parsed["ours"], stock_cases=stock, retrieval=retrieval_heads, budget=budget,
+            engine_args=tuple(engine_args.split()), environ={}, repeats=repeats,
+            say=lambda line: console.print(line, markup=False, soft_wrap=True),
+        )  # fmt: skip
+    except StartFailed as error:
+        console.print(f"error: {error}", markup=False)
+        raise typer.Exit(1) from error
+    _write(out, describe() | {"device": device_name(accelerator=True)} | record)

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from lychee_kernels.decode_plan.api import Fallback
 from lychee_kernels.layout import Mode
 from lychee_sgl.backend.request import DENSE, BudgetRequest, RowSpec, resolve
-from lychee_sgl.backend.rows import Fallback, RowTable
+from lychee_sgl.backend.rows import RowTable
 from lychee_sgl.heads.plan import AutoBudget, PlanDefaults
 
 DEFAULTS = PlanDefaults(budget=1024, sinks=64, recent=256, auto=AutoBudget(fraction=0.125, min=512, max=4096))

@@ -7,6 +7,7 @@ import pytest
 from lychee_kernels.layout import Mode
 from lychee_sgl import compat
 from lychee_sgl.backend import factory, hooks
+from lychee_sgl.backend.results import HostSteps
 from lychee_sgl.backend.summary import Step
 
 
@@ -40,7 +41,7 @@ class FakeBackend:
         self.steps, self.admitted, self.batch_reqs = steps, [], None
 
     def take_results(self):
-        return self.steps
+        return None if self.steps is None else HostSteps(self.steps)
 
     def admit(self, reqs):
         self.admitted += reqs
@@ -63,7 +64,7 @@ def test_a_sparse_step_marks_its_request_until_it_is_prefilled_again() -> None:
     dense, sparse = SimpleNamespace(), SimpleNamespace()
     steps = [Step(10, 10, 1, 5, 10, None, 2), Step(4, 10, 0, 5, 10, 0.5, 2)]
     info = forward(FakeBackend(steps), [dense, sparse], "decode")
-    assert info == {"lychee": [(10, 10, 1, 5, 10, None, 2), (4, 10, 0, 5, 10, 0.5, 2)]}
+    assert [info["lychee"][row] for row in range(2)] == [(10, 10, 1, 5, 10, None, 2), (4, 10, 0, 5, 10, 0.5, 2)]
     assert not getattr(dense, hooks.SPARSE_FLAG, False)
     assert getattr(sparse, hooks.SPARSE_FLAG)
     backend = FakeBackend(None)
@@ -109,7 +110,9 @@ def runner(**changes):
         "is_hybrid_swa": False,
         "sliding_window_size": None,
         "dtype": "torch.bfloat16",
+        "kv_cache_dtype": "torch.bfloat16",
     }
+    shape = {"is_encoder_decoder": False, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
     args = {
         "speculative_algorithm": None,
         "enable_mixed_chunk": False,
@@ -117,19 +120,21 @@ def runner(**changes):
         "tp_size": 1,
     }
     for key, value in changes.items():
-        (args if key in args else values)[key] = value
-    model = SimpleNamespace(is_encoder_decoder=values.pop("is_encoder_decoder", False))
+        next(group for group in (args, shape, values) if key in group)[key] = value
+    model = SimpleNamespace(**shape)
     return SimpleNamespace(server_args=SimpleNamespace(**args), model_config=model, **values)
 
 
 def test_a_plain_model_is_served() -> None:
     factory.check_server_args(runner())
+    factory.check_server_args(runner(device="cuda", page_size=64))
+    factory.check_server_args(runner(device="cuda", dtype="torch.float16", kv_cache_dtype="torch.float16"))
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"device": "cuda"}, "device cuda"),
+        ({"device": "xpu"}, "device xpu"),
         ({"use_mla_backend": True}, "MLA"),
         ({"is_hybrid_swa": True}, "sliding-window"),
         ({"sliding_window_size": 4096}, "sliding-window"),
@@ -139,6 +144,10 @@ def test_a_plain_model_is_served() -> None:
         ({"page_size": 16}, "--page-size 16"),
         ({"tp_size": 2}, "--tp-size 2"),
         ({"dtype": "torch.float16"}, "--dtype float16"),
+        ({"device": "cuda", "dtype": "torch.float32"}, "--dtype float32"),
+        ({"device": "cuda", "kv_cache_dtype": "torch.float8_e4m3fn"}, "--kv-cache-dtype torch.float8_e4m3fn"),
+        ({"device": "cuda", "head_dim": 96}, "heads of size 96"),
+        ({"device": "cuda", "num_attention_heads": 136}, "17 query heads"),
     ],
 )
 def test_refusals_name_the_setting(change, named) -> None:

@@ -2,9 +2,9 @@
 
 import pytest
 
+from lychee_kernels.decode_plan.api import Fallback
 from lychee_kernels.layout import Mode
 from lychee_sgl.backend.request import DENSE, RowSpec
-from lychee_sgl.backend.rows import Fallback
 from lychee_sgl.backend.summary import Step, Times, summarise
 
 SPARSE = RowSpec(mode=Mode.TOPK, budget=10, value=0.0, sinks=1, recent=1)

@@ -44,7 +44,7 @@ def hybrid_decode(
     rows: DecodeRows,
     sm_scale: float,
     *,
-    impl: Literal["reference"] = "reference",
+    impl: Literal["reference", "triton"] = "reference",
 ) -> HybridDecode:
     """Decodes one layer with mixed head roles over SGLang's paged pool (DESIGN.md 2).
 
@@ -89,5 +89,9 @@ def hybrid_decode(
             from lychee_kernels.hybrid_decode import reference
 
             return reference.hybrid_decode(q, k_buffer, v_buffer, kv_indptr, kv_indices, heads, sets, rows, sm_scale)
+        case "triton":
+            from lychee_kernels.hybrid_decode import triton
+
+            return triton.hybrid_decode(q, k_buffer, v_buffer, kv_indptr, kv_indices, heads, sets, rows, sm_scale)
         case _:
-            raise ValueError(f"impl is {impl!r}, allowed: 'reference'")
+            raise ValueError(f"impl is {impl!r}, allowed: 'reference', 'triton'")

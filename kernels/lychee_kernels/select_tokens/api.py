@@ -17,7 +17,7 @@ def select_tokens(
     seq_lens: torch.Tensor,
     rows: DecodeRows,
     *,
-    impl: Literal["reference"] = "reference",
+    impl: Literal["reference", "triton"] = "reference",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Selects, for every row, the positions that a retrieval head hands down (DESIGN.md 2.1).
 
@@ -48,5 +48,9 @@ def select_tokens(
             from lychee_kernels.select_tokens import reference
 
             return reference.select_tokens(weights, seq_lens, rows)
+        case "triton":
+            from lychee_kernels.select_tokens import triton
+
+            return triton.select_tokens(weights, seq_lens, rows)
         case _:
-            raise ValueError(f"impl is {impl!r}, allowed: 'reference'")
+            raise ValueError(f"impl is {impl!r}, allowed: 'reference', 'triton'")

@@ -1,4 +1,4 @@
-"""The attention backend `lychee`: dense prefill, hybrid-head decode, statistics of every step."""
+"""The attention backend `lychee` on the CPU: dense prefill, hybrid-head decode, statistics of every step."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
 from lychee_kernels.layout import TokenSets
 from lychee_sgl import compat
-from lychee_sgl.backend.plans import layer_heads
-from lychee_sgl.backend.request import BudgetRequest, resolve
-from lychee_sgl.backend.rows import RowTable, StepRows
+from lychee_sgl.backend.hybrid import HybridHeads
+from lychee_sgl.backend.results import HostSteps
 from lychee_sgl.backend.summary import Step
 from lychee_sgl.cpu.decode import hybrid_decode
 from lychee_sgl.cpu.extend import extend
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
+    from lychee_kernels.decode_plan.api import RowDecisions
     from lychee_sgl.backend.plans import ChosenPlan
     from lychee_sgl.config import EngineConfig
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class DecodeStep:
     """One decode step of a batch: what the layers read, and what they add up."""
 
-    rows: StepRows
+    rows: RowDecisions
     seq_lens: torch.Tensor
     kv_indptr: torch.Tensor
     kv_indices: torch.Tensor
@@ -66,7 +66,7 @@ class ExtendPart:
     prefix: int
 
 
-class LycheeAttnBackend(AttentionBackend):
+class LycheeCpuBackend(HybridHeads, AttentionBackend):
     """Hybrid-head decode inside SGLang on the CPU (DESIGN.md 2).
 
     Args:
@@ -77,36 +77,16 @@ class LycheeAttnBackend(AttentionBackend):
 
     def __init__(self, runner: Any, chosen: ChosenPlan, config: EngineConfig) -> None:
         super().__init__()
-        self.plan = chosen.plan
         self.device = torch.device(runner.device)
         self.req_to_token_pool = runner.req_to_token_pool
         self.token_to_kv_pool = runner.token_to_kv_pool
-        self.context_window = runner.model_config.context_len
-        self.heads, self.roots = layer_heads(chosen.plan)
-        self.dense_below = config.resolved_dense_below(self.device.type)
-        self.recall_every = config.recall_every
-        self.table = RowTable(self.req_to_token_pool.req_to_token.shape[0] - 1, self.device)
-        self.batch_reqs: list[Any] | None = None
+        self.set_up(runner, chosen, config, self.device)
         self._decode: DecodeStep | None = None
         self._extend: list[ExtendPart] = []
 
     def support_triton(self) -> bool:
         """SGLang would launch its own Triton kernels for batch bookkeeping; there is no device for them."""
-        return bool(self.device.type != "cpu")
-
-    def admit(self, reqs: list[Any]) -> None:
-        """Writes the row tables for the requests of an extend batch, before it runs (DESIGN.md 3)."""
-        specs = []
-        for req in reqs:
-            # checked by the engine's HTTP process; who comes another way and asks nonsense gets the default
-            try:
-                asked = BudgetRequest.from_custom_params(req.sampling_params.custom_params, self.context_window)
-            except ValueError:
-                asked = BudgetRequest()
-            specs.append(resolve(asked, self.plan.defaults, len(req.origin_input_ids)))
-        self.table.write(
-            [compat.req_pool_index(req) for req in reqs], specs, [len(req.origin_input_ids) for req in reqs]
-        )
+        return False
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         """Prepares a forward pass: the rows and slots of a decode step, or the parts of an extend."""
@@ -210,8 +190,8 @@ class LycheeAttnBackend(AttentionBackend):
             )
         return out.reshape(q.shape[0], -1)
 
-    def take_results(self) -> list[Step] | None:
+    def take_results(self) -> HostSteps | None:
         """Gives the statistics of the decode step that has just run, or None after anything else."""
         if self._decode is None:
             return None
-        return self._decode.results(len(self.heads), self.plan.model.num_key_value_heads)
+        return HostSteps(self._decode.results(len(self.heads), self.plan.model.num_key_value_heads))

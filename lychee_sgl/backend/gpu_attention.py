@@ -1,0 +1,256 @@
+"""The attention backend `lychee` on a GPU: FlashInfer for prefill and for batches that are all dense, our kernels else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend
+
+from lychee_kernels.decode_plan.api import Fallback, PlanRules
+from lychee_kernels.decode_plan.around import report_step, snapshot_slots
+from lychee_kernels.decode_plan.triton import plan_decode
+from lychee_kernels.hybrid_decode.triton import Launch, attend_layer, select_layer
+from lychee_kernels.work import DecodePlan, LayerTable, WorkShape, Workspace
+from lychee_sgl import compat
+from lychee_sgl.backend.hybrid import HybridHeads
+from lychee_sgl.backend.results import DeviceSteps, HostSteps
+from lychee_sgl.backend.summary import Step
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+    from lychee_sgl.backend.plans import ChosenPlan
+    from lychee_sgl.config import EngineConfig
+
+MAX_ROWS = 512
+"""Largest batch that our kernels take; a larger one runs dense."""
+WORKSPACE_SHARE = 0.005
+"""How much of the KV pool's bytes the scores of the sparse rows' contexts may take."""
+PROGRAMS_PER_PROCESSOR = 2
+BLOCK, CHUNK = 128, 1024
+
+
+@dataclass(slots=True, kw_only=True)
+class DecodeStep:
+    """A decode step at hand: its real rows, without a graph's padding."""
+
+    slots: list[int]
+    lengths: list[int]
+    fallbacks: list[Fallback | None]
+
+
+class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
+    """Hybrid-head decode inside SGLang on a GPU (DESIGN.md 2 and 8).
+
+    SGLang captures every batch size twice. The variant `dense` is FlashInfer's decode as SGLang runs it, for batches all
+    of whose rows run dense; `sparse` is ours, for any mixture. Which one runs is decided on the host before each step.
+
+    Args:
+        runner: SGLang's ModelRunner.
+        chosen: the plan in use; it fits the model.
+        config: the engine settings.
+    """
+
+    graph_variants = ("dense", "sparse")
+
+    def __init__(self, runner: Any, chosen: ChosenPlan, config: EngineConfig) -> None:
+        super().__init__(runner)
+        self.device = torch.device(runner.device)
+        self.set_up(runner, chosen, config, self.device)
+        self.variant = self.variant_to_capture = "dense"
+        self.max_rows = min(MAX_ROWS, self.table.params.shape[0] - 1)
+        self._step: DecodeStep | None = None
+        self._make_kernel_state(runner)
+
+    def _make_kernel_state(self, runner: Any) -> None:
+        model, layers = self.plan.model, self.plan.model.num_hidden_layers
+        properties = torch.cuda.get_device_properties(self.device)
+        kv_heads = model.num_key_value_heads
+        self.shape = WorkShape(
+            kv_heads=kv_heads,
+            group=model.num_attention_heads // kv_heads,
+            head_dim=model.head_dim,
+            block=BLOCK,
+            programs=PROGRAMS_PER_PROCESSOR * properties.multi_processor_count,
+            chunk=CHUNK,
+            patterns=tuple(sorted({kv_heads - heads.sparse for heads in self.heads})),
+        )
+        self.launch = Launch(count_programs=8 * properties.multi_processor_count)
+        self.layers = [LayerTable.build(heads, self.shape.patterns, self.device) for heads in self.heads]
+        self.patterns = torch.tensor(self.shape.patterns, dtype=torch.int32, device=self.device)
+        readers = [sum(heads.reads.count(root) for heads in self.heads) for root in range(self.roots)]
+        self.readers = torch.tensor(readers or [0], dtype=torch.int64, device=self.device)
+        self.retrieval = sum(table.retrieval for table in self.layers)
+        writers = max(table.writers for table in self.layers)
+        tokens = int(runner.max_total_num_tokens)
+        capacity = min(self.max_rows * self.context_window, self._score_capacity(tokens, writers))
+        self.rules = PlanRules(
+            dense_below=self.dense_below,
+            recall_every=self.recall_every,
+            set_capacity=min(capacity, max(tokens, self.context_window)),
+            score_capacity=capacity,
+        )
+        self.step_plan = DecodePlan.empty(self.max_rows, len(self.shape.patterns), self.device)
+        self.workspace = Workspace.empty(
+            self.shape,
+            max_rows=self.max_rows,
+            layers=layers,
+            roots=self.roots,
+            writers=writers,
+            set_capacity=self.rules.set_capacity,
+            score_capacity=capacity,
+            device=self.device,
+        )
+        queries = kv_heads * self.shape.group
+        self.lse = torch.empty((self.max_rows, queries), dtype=torch.float32, device=self.device)
+        self._slots = torch.empty(0, dtype=torch.int32, device=self.device)
+        self._selection = torch.cuda.Stream(self.device)
+        self._selecting = False
+
+    def _score_capacity(self, tokens: int, writers: int) -> int:
+        """Tokens of context whose scores fit the share of the pool that they may take; one whole context at least."""
+        model = self.plan.model
+        buffer = self.token_to_kv_pool.get_key_buffer(0)
+        pool = 2 * tokens * model.num_hidden_layers * self.shape.kv_heads * model.head_dim * buffer.element_size()
+        a_token = max(1, writers) * (4 * self.shape.group + 2)
+        # a multiple of 16, so that every row of scores begins where wide stores may
+        return -(-max(self.context_window, int(pool * WORKSPACE_SHARE / a_token)) // 16) * 16
+
+    def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
+        """Prepares a forward pass that runs without a graph."""
+        self._step = None
+        if not forward_batch.forward_mode.is_decode():
+            self.variant = "dense"
+            super().init_forward_metadata(forward_batch)
+        elif self._choose(forward_batch) == "dense":
+            super().init_forward_metadata(forward_batch)
+        else:
+            self._slots = torch.empty(int(forward_batch.seq_lens.sum()), dtype=torch.int32, device=self.device)
+            self._plan_sparse(forward_batch)
+
+    def init_forward_metadata_out_graph(self, forward_batch: ForwardBatch, in_capture: bool = False) -> None:
+        """Prepares a capture or a replay."""
+        self._step = None
+        if not forward_batch.forward_mode.is_decode_or_idle():
+            super().init_forward_metadata_out_graph(forward_batch, in_capture=in_capture)
+            return
+        if in_capture:
+            self.variant = self.variant_to_capture if forward_batch.batch_size <= self.max_rows else "dense"
+        else:
+            self._choose(forward_batch)
+        if self.variant == "dense":
+            super().init_forward_metadata_out_graph(forward_batch, in_capture=in_capture)
+        else:
+            self._slots = self.cuda_graph_kv_indices[0]
+            self._plan_sparse(forward_batch)
+
+    def _choose(self, forward_batch: ForwardBatch) -> str:
+        """Decides the variant on the host, from lengths and budgets that it has there already."""
+        reqs = self.batch_reqs
+        if reqs is None or forward_batch.seq_lens_cpu is None:
+            # SGLang's own warm-ups, and a batch without a copy of its lengths: ours serves everything
+            self.variant = "dense" if reqs is None else "sparse"
+            return self.variant
+        slots = [compat.req_pool_index(req) for req in reqs]
+        lengths = forward_batch.seq_lens_cpu[: len(slots)].tolist()
+        fallbacks = self.table.host_fallbacks(slots, lengths, self.dense_below)
+        self._step = DecodeStep(slots=slots, lengths=lengths, fallbacks=fallbacks)
+        fits = forward_batch.batch_size <= self.max_rows
+        self.variant = "sparse" if fits and None in fallbacks else "dense"
+        return self.variant
+
+    def _plan_sparse(self, forward_batch: ForwardBatch) -> None:
+        batch = forward_batch.batch_size
+        slots, lengths = forward_batch.req_pool_indices[:batch], forward_batch.seq_lens[:batch]
+        table = self.table
+        plan_decode(slots, lengths, table.params, table.values, self.rules, self.shape, self.step_plan, self.patterns)
+        longest = max(self._step.lengths) if self._step else self.context_window
+        snapshot_slots(self.req_to_token_pool.req_to_token, slots, self.step_plan, self._slots, longest=longest)
+
+    def forward_decode(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """One layer of a decode step, q [B, H*G*D]; returns [B, H*G*D]."""
+        if self.variant == "dense":
+            out: torch.Tensor = super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
+            return out
+        if save_kv_cache:
+            compat.write_kv(self.token_to_kv_pool, layer, forward_batch.out_cache_loc, k, v)
+        queries = q.contiguous().view(-1, layer.tp_q_head_num, layer.head_dim)
+        result = torch.empty_like(queries)
+        table, lse = self.layers[layer.layer_id], self.lse[: len(queries)]
+        self._join_selection()
+        attend_layer(
+            queries,
+            *self.token_to_kv_pool.get_kv_buffer(layer.layer_id),
+            self._slots,
+            table,
+            self.step_plan,
+            self.workspace,
+            self.shape,
+            layer.scaling,
+            result,
+            lse,
+            recall=self.workspace.recall[:, layer.layer_id] if self.recall_every else None,
+            launch=self.launch,
+        )
+        if table.writers:
+            self._select(table, lse)
+        return result.view(len(queries), -1)
+
+    def _select(self, table: LayerTable, lse: torch.Tensor) -> None:
+        """Selects beside what the model does until its next attention: nothing there waits for the sets."""
+        self._selection.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._selection):
+            select_layer(
+                lse,
+                self._slots,
+                table,
+                self.step_plan,
+                self.workspace,
+                self.shape,
+                max_context=self.context_window,
+                launch=self.launch,
+            )
+        self._selecting = True
+
+    def _join_selection(self) -> None:
+        if self._selecting:
+            torch.cuda.current_stream().wait_stream(self._selection)
+            self._selecting = False
+
+    def take_results(self) -> DeviceSteps | HostSteps | None:
+        """Gives the statistics of the decode step that has just run, or None after anything else."""
+        step, self._step = self._step, None
+        if step is None:
+            return None
+        heads = len(self.heads) * self.shape.kv_heads
+        if self.variant == "sparse":
+            report = report_step(
+                self.step_plan, self.workspace, self.shape, self.readers, self.retrieval, len(step.slots)
+            )
+            return DeviceSteps(report, heads, [fallback is None for fallback in step.fallbacks])
+        return HostSteps([self._dense_step(step, row, heads) for row in range(len(step.slots))])
+
+    def _dense_step(self, step: DecodeStep, row: int, heads: int) -> Step:
+        length, fallback = step.lengths[row], step.fallbacks[row]
+        return Step(
+            attended=length * heads,
+            dense_equivalent=length * heads,
+            # a batch larger than our kernels take
+            fallback=int(Fallback.WORKSPACE if fallback is None else fallback),
+            budget=self.table.host_budget(step.slots[row], length),
+            context=length,
+            recall=None,
+            batch=len(step.slots),
+        )
