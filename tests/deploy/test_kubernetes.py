@@ -87,3 +87,12 @@ def test_jobs_are_named_as_the_alerts_expect():
     jobs = [e["relabelings"][0]["replacement"] for e in monitor["spec"]["podMetricsEndpoints"]]
     scraped = yaml.safe_load((FOLDER.parent / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
     assert set(jobs) <= {job["job_name"] for job in scraped}
+
+
+def test_the_operator_renames_what_prometheus_renames():
+    (monitor,) = load("podmonitor.yaml")
+    (renamed,) = [e["metricRelabelings"] for e in monitor["spec"]["podMetricsEndpoints"] if e["port"] == "engine"]
+    scraped = yaml.safe_load((FOLDER.parent / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    (expected,) = [job["metric_relabel_configs"] for job in scraped if job["job_name"] == "lychee-engine"]
+    names = {"sourceLabels": "source_labels", "targetLabel": "target_label"}
+    assert [{names.get(key, key): value for key, value in rule.items()} for rule in renamed] == expected

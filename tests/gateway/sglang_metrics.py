@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
 from starlette.responses import Response
 
 if TYPE_CHECKING:
@@ -60,5 +61,7 @@ class SglangMetrics:
         for name, (value, by_streaming) in HISTOGRAMS.items():
             self._histograms[name].labels(**MODEL, **(told if by_streaming else {})).observe(value)
 
-    def exposition(self, _: Request) -> Response:
-        return Response(generate_latest(self._registry), media_type="text/plain; version=0.0.4")
+    def exposition(self, request: Request) -> Response:
+        """Answer in the format that is asked for, as SGLang does: in one of them the names change."""
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(self._registry), headers={"content-type": content_type})
