@@ -40,7 +40,14 @@ class Haystack:
         """First 16 digits of the SHA-256 of all paragraphs: another Python's documentation is another haystack."""
         return sha256("\n".join(self.paragraphs).encode()).hexdigest()[:16]
 
-    def bury(self, draw: Random, facts: Sequence[str], depths: Sequence[float], tokens: float) -> str:
+    def bury(
+        self,
+        draw: Random,
+        facts: Sequence[str],
+        depths: Sequence[float],
+        tokens: float,
+        chars_per_token: float = CHARS_PER_TOKEN,
+    ) -> str:
         """A document with facts between its paragraphs.
 
         Args:
@@ -48,11 +55,12 @@ class Haystack:
             facts: sentences, each a paragraph of its own.
             depths: their places as shares of the document, rising.
             tokens: its length, facts included, about.
+            chars_per_token: of the tokeniser on this text.
 
         Raises:
             ValueError: the haystack has too little text for a document of this length.
         """
-        size = max(1, round(tokens * CHARS_PER_TOKEN) - sum(len(fact) + 2 for fact in facts))
+        size = max(1, round(tokens * chars_per_token) - sum(len(fact) + 2 for fact in facts))
         if size > sum(len(block) + 2 for block in self.paragraphs):
             raise ValueError(f"context of {tokens:.0f} tokens is more text than there is in {self.origin}")
         first = draw.randrange(len(self.paragraphs))

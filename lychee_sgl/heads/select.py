@@ -10,7 +10,13 @@ import torch
 
 
 def select_mask(
-    weights: torch.Tensor, lengths: torch.Tensor, budget: torch.Tensor | int, *, sinks: int, recent: int
+    weights: torch.Tensor,
+    lengths: torch.Tensor,
+    budget: torch.Tensor | int,
+    *,
+    sinks: torch.Tensor | int,
+    recent: torch.Tensor | int,
+    most: int | None = None,
 ) -> torch.Tensor:
     """The sets of many rows.
 
@@ -18,8 +24,9 @@ def select_mask(
         weights: float [..., n], the group's mean attention probability of every position; 0 to 1, NaN orders last.
         lengths: integers that broadcast to [...]: the context of each row, its current token included, 1 to n.
         budget: tokens in a set, a number or integers that broadcast to [...]; at least 1.
-        sinks: first positions always kept.
-        recent: last positions always kept.
+        sinks: first positions always kept, as `budget`.
+        recent: last positions always kept, as `budget`.
+        most: the largest budget. With it, a tensor of budgets is not read: on a GPU that saves waiting for it.
 
     Returns:
         bool [..., n], with `min(budget, length)` positions in every row.
@@ -32,26 +39,31 @@ def select_mask(
         raise ValueError("weights has no position; allowed: a context of one token or more")
     rows = weights.shape[:-1]
     length = lengths.to(weights.device).expand(rows)
-    bound = torch.as_tensor(budget, device=weights.device).expand(rows)
-    if bound.numel() and int(bound.min()) < 1:
-        raise ValueError(f"budget is {int(bound.min())}; allowed: 1 or more")
-    bound = torch.minimum(bound, length)
+    bound, head, tail = (
+        torch.as_tensor(given, device=weights.device).expand(rows) for given in (budget, sinks, recent)
+    )
     if not bound.numel():
         return torch.zeros(weights.shape, dtype=torch.bool, device=weights.device)
+    if most is None:
+        least, most = (budget, budget) if isinstance(budget, int) else (int(bound.min()), int(bound.max()))
+        if least < 1:
+            raise ValueError(f"budget is {least}; allowed: 1 or more")
+    bound = torch.minimum(bound, length)
 
     room = 3 * bound // 4
-    shrinks = (sinks + recent > room) & (bound < length)
-    first = torch.where(shrinks, room * sinks // max(sinks + recent, 1), sinks)[..., None]
-    last = torch.where(shrinks, room - room * sinks // max(sinks + recent, 1), recent)[..., None]
+    shrinks = (head + tail > room) & (bound < length)
+    fewer = room * head // (head + tail).clamp(min=1)
+    first = torch.where(shrinks, fewer, head)[..., None]
+    last = torch.where(shrinks, room - fewer, tail)[..., None]
     position = torch.arange(context, device=weights.device)
     from_end = length[..., None] - position  # 1 for the current token
     kept = (position < first) | (from_end <= last.clamp(min=1))
 
     # One order for all: kept positions above every probability, NaN below, the future below that.
     rank = torch.nan_to_num(weights.detach(), nan=-1.0).masked_fill(kept, 2.0).masked_fill(from_end <= 0, -2.0)
-    best = rank.topk(int(bound.max()), dim=-1).values
-    least = best.gather(-1, bound[..., None].long() - 1)
-    above = rank > least
-    ties = rank == least  # the lower positions among them fill what is left
+    best = rank.topk(min(most, context), dim=-1).values
+    last_in = best.gather(-1, bound[..., None].long() - 1)
+    above = rank > last_in
+    ties = rank == last_in  # the lower positions among them fill what is left
     missing = bound[..., None] - above.sum(-1, keepdim=True)
     return above | (ties & (ties.cumsum(-1, dtype=torch.int32) <= missing))

@@ -1,0 +1,1 @@
+"""Held-out needle tasks, answered under many plans and budgets at once."""
