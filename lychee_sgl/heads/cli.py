@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.console import Console
 
-from lychee_sgl.heads.cli_train import plot, train
+from lychee_sgl.heads.cli_train import ablate, plot, train
 from lychee_sgl.heads.heuristic import heuristic_plan
 from lychee_sgl.heads.plan import HeadPlan, ModelShape
 from lychee_sgl.heads.terminal import command_line, one_line_errors, say, writable
@@ -176,6 +176,7 @@ def heuristic(
 
 app.command()(train)
 app.command()(plot)
+app.command()(ablate)
 
 
 def _heads(plan: HeadPlan) -> list[tuple[int, int]]:

@@ -31,6 +31,8 @@ def train(
     ] = None,
     shortest: Annotated[int, typer.Option(help="Tokens of the shortest document", rich_help_panel=SIZE)] = 1000,
     context: Annotated[int, typer.Option(help="Tokens of the longest document", rich_help_panel=SIZE)] = 6000,
+    needles: Annotated[int, typer.Option(help="The most passkeys in a document", rich_help_panel=SIZE)] = 6,
+    words: Annotated[int, typer.Option(help="Words of a passkey", rich_help_panel=SIZE)] = 8,
     sources: Annotated[
         str, typer.Option(help="same-index, measured or learned: whose set a sparse head reads", rich_help_panel=TRAIN)
     ] = "measured",
@@ -42,6 +44,9 @@ def train(
     steps: Annotated[int, typer.Option(help="Steps of the optimiser", rich_help_panel=TRAIN)] = 400,
     draws: Annotated[int, typer.Option(help="Draws of the gates a step", rich_help_panel=TRAIN)] = 4,
     rate: Annotated[float, typer.Option(help="Learning rate", rich_help_panel=TRAIN)] = 0.05,
+    ramp: Annotated[
+        float, typer.Option(help="Share of the steps in which the count comes down", rich_help_panel=TRAIN)
+    ] = 0.25,
     sinks: Annotated[int, typer.Option(help="First tokens always kept", rich_help_panel=TRAIN)] = 64,
     recent: Annotated[int, typer.Option(help="Last tokens always kept", rich_help_panel=TRAIN)] = 256,
     gain_samples: Annotated[
@@ -79,20 +84,24 @@ def train(
 
         settings = TrainSettings(
             retrieval=retrieval_heads, budget=budget, sinks=sinks, recent=recent, steps=steps, draws=draws, rate=rate,
-            gate=gate, sources=sources, objective=objective, chain=chain,  # type: ignore[arg-type]  # checked just below
+            ramp=ramp, gate=gate, sources=sources, objective=objective, chain=chain,  # type: ignore[arg-type]  # checked just below
             seed=seed, recompute=recompute,
         )  # fmt: skip
-        where = DataSettings(source=data, haystack=haystack, context=(shortest, context), seed=seed)
+        where = DataSettings(
+            source=data, haystack=haystack, context=(shortest, context), needles=needles, words=words, seed=seed
+        )
         settings.check(read_shape(model, name=model_name))
-        loaded = load_for(model, name=model_name, device=device, dtype=dtype)  # type: ignore[arg-type]  # checked inside
-        samples = where.open(loaded)
         measured = None
         if sources != "same-index":
             kept = gain or out.with_suffix(".gain.safetensors")
             if gain is None and not (resume and kept.exists()):
                 say(f"measuring sources on {gain_samples} samples")
-                measured_gain(loaded, samples, settings, samples=gain_samples, path=kept)
+                exact = load_for(model, name=model_name, device=device, dtype="float32")
+                measured_gain(exact, where.open(exact), settings, samples=gain_samples, path=kept)
+                del exact
             measured = load_gain(kept)
+        loaded = load_for(model, name=model_name, device=device, dtype=dtype)  # type: ignore[arg-type]  # checked inside
+        samples = where.open(loaded)
         try:
             with _progress(steps) as tell:
                 plan = train_plan(
@@ -139,12 +148,71 @@ def _progress(steps: int) -> "Iterator[Callable[[StepReport], None]]":
 
 
 def plot(
-    record: Annotated[Path, typer.Argument(help="A training's record, X.training.json")],
+    record: Annotated[Path, typer.Argument(help="X.training.json of a training, or report.json of an ablation")],
     png: Annotated[Path, typer.Option(help="Where the picture goes")],
 ) -> None:
-    """Draw a training: its loss, the expected count, and every gate over time."""
+    """Draw a training (loss, expected count, every gate over time) or an ablation's curves."""
     with one_line_errors():
+        from lychee_sgl.heads.ablate.pictures import read_report, save_curves_png
         from lychee_sgl.heads.train.picture import save_training_png
 
-        save_training_png(record, png)
+        if record.name == "report.json":
+            save_curves_png(read_report(record), png)
+        else:
+            save_training_png(record, png)
         say(f"drawn: {png}")
+
+
+UNFINISHED = 75
+"""Exit status when the time was up first (EX_TEMPFAIL): the same command goes on."""
+
+
+def ablate(
+    config: Annotated[Path, typer.Option(help="What to make and ask (YAML)")],
+    model: Annotated[Path, typer.Option(help="Model folder, as transformers reads it")],
+    out: Annotated[Path, typer.Option(help="Folder for all of it; an ablation goes on with what it finds there")],
+    minutes: Annotated[
+        float | None, typer.Option(help="Stop after so long; the same command goes on [default: no limit]")
+    ] = None,
+    model_name: Annotated[str | None, typer.Option(help="What plans call the model [default: the folder]")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda [default: a GPU if there is one]")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Plans and budgets that decode at once")] = 128,
+) -> None:
+    """Train and make many plans, ask them all the same held-out questions, and write tables and pictures."""
+    import json
+    import time
+    from dataclasses import asdict
+
+    with one_line_errors():
+        started = time.monotonic()
+        from lychee_sgl.heads.ablate.config import read_ablation
+        from lychee_sgl.heads.ablate.pictures import save_curves_png
+        from lychee_sgl.heads.ablate.report import build_report, markdown
+        from lychee_sgl.heads.ablate.work import Workshop
+        from lychee_sgl.heads.checks import write_text
+        from lychee_sgl.heads.train.export import device_name
+        from lychee_sgl.heads.train.run import chosen_device
+
+        ablation = read_ablation(config)
+        out.mkdir(parents=True, exist_ok=True)
+        until = None if minutes is None else started + 60 * minutes
+        shop = Workshop(
+            ablation=ablation, model=model, model_name=model_name, folder=out, until=until, tell=say, device=device,
+            at_once=rows,
+        )  # fmt: skip
+        plans, answers, done = shop.run()
+        if answers is not None and answers.answers:
+            report = build_report(
+                plans, answers, asked=json.loads(json.dumps(asdict(ablation), default=str)), budgets=ablation.budgets,
+                command=command_line(model), device=device_name(chosen_device(device)), complete=done,
+            )  # fmt: skip
+            write_text(out / "report.json", json.dumps(report, allow_nan=False) + "\n")
+            write_text(out / "report.md", markdown(report))
+            try:
+                save_curves_png(report, out / "curves.png")
+            except ModuleNotFoundError:
+                say("no matplotlib here: draw the curves elsewhere, with `plot report.json`")
+        if not done:
+            say(f"time is up; the same command goes on ({out})")
+            raise typer.Exit(UNFINISHED)
+        say(f"done: {out / 'report.md'}")

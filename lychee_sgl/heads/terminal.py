@@ -45,4 +45,5 @@ def command_line(model: Path) -> str:
         at = words.index("--cache")
         words = words[:at] + words[at + 2 :]
     words = [model.resolve().name if word == str(model) else word for word in words]
-    return shlex.join(["lychee-sgl", *words])
+    program = Path(sys.argv[0]).name == "__main__.py"  # python -m lychee_sgl.heads, which takes no word `heads`
+    return shlex.join(["lychee-sgl", *(["heads"] if program else []), *words])

@@ -75,6 +75,18 @@ class DataSettings:
         )  # fmt: skip
 
 
+def chosen_device(device: str | None) -> torch.device:
+    """The device that was asked for, else a GPU if there is one.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    try:
+        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"device is {device!r}; allowed: cpu, cuda, cuda:0, ...") from error
+
+
 def load_for(
     path: Path, *, name: str | None = None, device: str | None = None, dtype: DType | None = None
 ) -> LoadedModel:
@@ -91,9 +103,9 @@ def load_for(
     """
     if dtype not in (None, "float32", "bfloat16"):
         raise ValueError(f"dtype is {dtype!r}; allowed: float32, bfloat16")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    kind = dtype or ("float32" if device == "cpu" else "bfloat16")
-    return load_model(path, name=name, device=device, dtype=getattr(torch, kind))
+    where = chosen_device(device)
+    kind = dtype or ("float32" if where.type == "cpu" else "bfloat16")
+    return load_model(path, name=name, device=str(where), dtype=getattr(torch, kind))
 
 
 def gains_on(
@@ -180,30 +192,27 @@ def train_plan(
     return plan
 
 
-def measured_gain(
-    loaded: LoadedModel, data: Data, settings: TrainSettings, *, samples: int, path: Path
-) -> torch.Tensor:
-    """Measure the gains that a training's sources need, in float32, and keep them.
+def measured_gain(loaded: LoadedModel, data: Data, settings: TrainSettings, *, samples: int, path: Path) -> None:
+    """Measure the gains that a training's sources need, and keep them.
 
     Args:
-        loaded: the model, whose weights are turned into float32 for the while.
+        loaded: the model, in float32.
         data: the training's samples; gains are measured on other ones.
         settings: the training's budget, sinks and recent tokens.
         samples: how many.
         path: where they go.
     """
-    dtype = loaded.model.dtype
-    loaded.model.float()
-    try:
-        gain = gains_on(
-            loaded, data, samples=samples, budget=settings.budget, sinks=settings.sinks, recent=settings.recent
-        )["effect"]
-    finally:
-        loaded.model.to(dtype)  # exact: every number came from this dtype
+    gains = gains_on(
+        loaded, data, samples=samples, budget=settings.budget, sinks=settings.sinks, recent=settings.recent
+    )
+    save_gain(gains["effect"], path)
+
+
+def save_gain(gain: torch.Tensor, path: Path) -> None:
+    """Keep gains; a reader sees all or nothing."""
     part = path.with_name(f"{path.name}.part")
     save_file({"gain": gain}, part)
     part.replace(path)
-    return gain
 
 
 def load_gain(path: Path) -> torch.Tensor:

@@ -1,0 +1,5 @@
+"""`python -m lychee_sgl.heads`: the same as `lychee-sgl heads`, with nothing installed but the trainer's needs."""
+
+from lychee_sgl.heads.cli import app
+
+app()

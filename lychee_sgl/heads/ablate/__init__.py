@@ -1,0 +1,1 @@
+"""Many plans, made and judged by one harness: measured gains, trainings, rivals, answers, report."""

@@ -1,0 +1,268 @@
+"""An ablation's four parts: gains, trainings, plans, answers. Each goes on with what is in the folder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from lychee_sgl.heads.ablate.names import at_count
+from lychee_sgl.heads.checks import write_text
+from lychee_sgl.heads.evaluate.run import run_exam
+from lychee_sgl.heads.evaluate.variants import Variant
+from lychee_sgl.heads.gains import WEIGHTINGS
+from lychee_sgl.heads.haystack import file_haystack, python_haystack
+from lychee_sgl.heads.plan import HeadPlan, PlanDefaults
+from lychee_sgl.heads.rivals import (
+    chequered_plan,
+    cover_plan,
+    even_plan,
+    layerwise_plan,
+    random_plan,
+    with_measured_sources,
+)
+from lychee_sgl.heads.shapes import read_shape
+from lychee_sgl.heads.train.run import gains_on, load_for, load_gain, save_gain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from lychee_sgl.heads.ablate.config import Ablation
+    from lychee_sgl.heads.evaluate.store import Answers
+    from lychee_sgl.heads.train.settings import TrainSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workshop:
+    """Where an ablation runs.
+
+    Attributes:
+        ablation: what is made and asked.
+        model: model folder.
+        model_name: what plans call the model.
+        folder: everything that is made.
+        until: `time.monotonic` at which to stop, or None.
+        tell: told a line now and then.
+        device: a torch device, or None for a GPU if there is one.
+        at_once: rows of a batch of answers.
+    """
+
+    ablation: Ablation
+    model: Path
+    model_name: str | None
+    folder: Path
+    until: float | None
+    tell: Callable[[str], None]
+    device: str | None = None
+    at_once: int = 128
+
+    @property
+    def late(self) -> bool:
+        """Whether the time is up."""
+        return self.until is not None and time.monotonic() >= self.until
+
+    def gain_file(self, weighting: str) -> Path:
+        """Where gains are kept."""
+        return self.folder / f"{weighting}.gain.safetensors"
+
+    def run(self) -> tuple[dict[str, HeadPlan], Answers | None, bool]:
+        """Do what is left to do.
+
+        Returns:
+            The plans there are, the answers there are, and whether all is done.
+
+        Raises:
+            ValueError: a setting does not do, or a training failed; the message holds its last line.
+        """
+        (self.folder / "plans").mkdir(parents=True, exist_ok=True)
+        self._check_folder()
+        self.measure()
+        if self.late or not self.train():
+            return self.trained(), None, False
+        plans = self.plans()
+        answers, done = self.answer(plans)
+        return plans, answers, done
+
+    def _check_folder(self) -> None:
+        """Refuse a folder whose gains or trainings are of another ablation.
+
+        Raises:
+            ValueError: they are; the message names what differs.
+        """
+        plain, kept = self.ablation.train, self.folder / "asked.json"
+        shape = read_shape(self.model, name=self.model_name)
+        asked = {"model": str(shape), "data": self.ablation.data, "gain_samples": self.ablation.gain_samples,
+                 "budget": plain.budget, "sinks": plain.sinks, "recent": plain.recent}  # fmt: skip
+        told = {key: str(value) for key, value in asked.items()}
+        if not kept.exists():
+            write_text(kept, json.dumps(told, indent=1) + "\n")
+        was = json.loads(kept.read_text(encoding="utf-8"))
+        for key, value in told.items():
+            if was.get(key) != value:
+                raise ValueError(f"{self.folder} is of another ablation: {key} was {was.get(key)} and is {value}")
+        for name, settings in self.ablation.trainings().items():
+            record = self._plan_file(name).with_suffix(".training.json")
+            if not self._plan_file(name).exists():
+                continue
+            had, wanted = json.loads(record.read_text(encoding="utf-8"))["settings"], settings.as_dict()
+            for key in wanted:
+                if had.get(key) != wanted[key]:
+                    raise ValueError(
+                        f"{self._plan_file(name)} was trained with {key} {had.get(key)!r}, not {wanted[key]!r}; "
+                        "remove it, or name the run otherwise"
+                    )
+
+    def measure(self) -> None:
+        """Gains by every weighting, at the training's budget."""
+        if all(self.gain_file(kind).exists() for kind in WEIGHTINGS):
+            return
+        started, plain = time.monotonic(), self.ablation.train
+        loaded = load_for(self.model, name=self.model_name, device=self.device, dtype="float32")
+        gains = gains_on(
+            loaded, self.ablation.data.open(loaded), samples=self.ablation.gain_samples, budget=plain.budget,
+            sinks=plain.sinks, recent=plain.recent, weightings=WEIGHTINGS,
+        )  # fmt: skip
+        for kind, gain in gains.items():
+            save_gain(gain, self.gain_file(kind))
+        self.tell(f"gains on {self.ablation.gain_samples} samples: {time.monotonic() - started:.0f} s")
+
+    def train(self) -> bool:
+        """All trainings, several at a time, each a process of its own; false when the time is up before the last.
+
+        Raises:
+            ValueError: one failed.
+        """
+        waiting = [
+            (name, settings)
+            for name, settings in self.ablation.trainings().items()
+            if not self._plan_file(name).exists()
+        ]
+        running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.ablation.workers and not self.late:
+                    name, settings = waiting.pop(0)
+                    running[name] = self._start(name, settings), time.monotonic()
+                if self.late:
+                    return False
+                self._collect(running)
+        finally:
+            for process, _ in running.values():
+                process.kill()  # its state is on disk
+                process.wait()
+        return True
+
+    def _collect(self, running: dict[str, tuple[subprocess.Popen[bytes], float]]) -> None:
+        """Take the trainings that have ended; wait half a second for the first of the others."""
+        for name, (process, started) in list(running.items()):
+            if process.poll() is None:
+                continue
+            del running[name]
+            if process.returncode:
+                lines = self._log_file(name).read_text(encoding="utf-8", errors="replace").splitlines()
+                last = lines[-1] if lines else "no word"
+                raise ValueError(f"training {name} ended with {process.returncode}: {last}")
+            self.tell(f"trained {name}: {time.monotonic() - started:.0f} s")
+        for process, _ in running.values():
+            try:
+                process.wait(timeout=0.5)
+            except subprocess.TimeoutExpired:
+                break
+
+    def _start(self, name: str, settings: TrainSettings) -> subprocess.Popen[bytes]:
+        data = self.ablation.data
+        words: list[object] = [
+            sys.executable, "-m", "lychee_sgl.heads", "train", "--model", self.model, "--out", self._plan_file(name),
+            "--name", name, "--retrieval-heads", settings.retrieval, "--budget", settings.budget,
+            "--data", data.source, "--shortest", data.context[0], "--context", data.context[1],
+            "--needles", data.needles, "--words", data.words, "--sources", settings.sources,
+            "--objective", settings.objective, "--gate", settings.gate, "--chain", settings.chain,
+            "--steps", settings.steps, "--draws", settings.draws, "--rate", settings.rate, "--ramp", settings.ramp,
+            "--sinks", settings.sinks, "--recent", settings.recent, "--seed", settings.seed,
+            "--gain", self.gain_file("effect"), "--resume",
+        ]  # fmt: skip
+        more = {"--haystack": data.haystack, "--model-name": self.model_name, "--device": self.device}
+        for flag, value in more.items():
+            words += [flag, value] if value is not None else []
+        words += ["--recompute"] if settings.recompute else []
+        with self._log_file(name).open("ab") as log:
+            return subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def trained(self) -> dict[str, HeadPlan]:
+        """Trained plans that are there, by name."""
+        names = [name for name in self.ablation.trainings() if self._plan_file(name).exists()]
+        return {name: HeadPlan.load(self._plan_file(name)) for name in names}
+
+    def plans(self) -> dict[str, HeadPlan]:
+        """All plans by name: trained ones, rivals, and those from files; made ones are written, too.
+
+        Raises:
+            ValueError: a plan does not fit the model.
+        """
+        shape = read_shape(self.model, name=self.model_name)
+        ablation = self.ablation
+        made = {name: self._rival(name, ablation.retrieval) for name in ablation.rivals}
+        for name in ablation.curve_rivals:
+            made |= {at_count(name, count): self._rival(name, count) for count in ablation.counts}
+        for name, plan in made.items():
+            plan.save(self._plan_file(name))
+        plans = self.trained() | made | {name: HeadPlan.load(path) for name, path in ablation.plans.items()}
+        for plan in plans.values():
+            plan.check_fits(shape)
+        return plans
+
+    def _rival(self, name: str, retrieval: int) -> HeadPlan:
+        shape = read_shape(self.model, name=self.model_name)
+        plain = self.ablation.train
+        defaults = PlanDefaults(budget=plain.budget, sinks=plain.sinks, recent=plain.recent)
+        base, _, _ = name.partition("-measured")
+        if base.startswith("cover-"):
+            kind = base.removeprefix("cover-")
+            gain = load_gain(self.gain_file(kind))
+            return cover_plan(shape, retrieval, gain, weighting=kind, defaults=defaults)
+        match base:
+            case "random":
+                plan = random_plan(shape, retrieval, seed=plain.seed, defaults=defaults)
+            case "even":
+                plan = even_plan(shape, retrieval, defaults=defaults)
+            case "layerwise":
+                plan = layerwise_plan(shape, retrieval, defaults=defaults)
+            case _:
+                plan = chequered_plan(shape, defaults=defaults)
+        return with_measured_sources(plan, load_gain(self.gain_file("effect"))) if name != base else plan
+
+    def answer(self, plans: dict[str, HeadPlan]) -> tuple[Answers, bool]:
+        """Ask every question under every plan and budget."""
+        ablation, started = self.ablation, time.monotonic()
+        loaded = load_for(self.model, name=self.model_name, device=self.device)
+        several = {*ablation.runs, *ablation.rivals, *ablation.plans}
+        variants = [
+            Variant(name=name, plan=plan, budget=budget)
+            for name, plan in plans.items()
+            for budget in (ablation.budgets if name in several else ablation.curve_budgets)
+        ]
+        given = ablation.exam_haystack
+        haystack = python_haystack("evaluation") if given is None else file_haystack(given)
+        self.tell(f"answering under {len(variants)} plans and budgets")
+
+        def told(done: int, everything: int) -> None:
+            if done % 50 == 0 or done == everything:
+                self.tell(f"question {done} of {everything}: {time.monotonic() - started:.0f} s")
+
+        with torch.inference_mode():
+            return run_exam(
+                loaded, variants, ablation.exam, haystack=haystack,
+                path=self.folder / "answers.jsonl", until=self.until, tell=told, at_once=self.at_once,
+            )  # fmt: skip
+
+    def _plan_file(self, name: str) -> Path:
+        return self.folder / "plans" / f"{name}.json"
+
+    def _log_file(self, name: str) -> Path:
+        return self.folder / "plans" / f"{name}.log"
