@@ -60,7 +60,7 @@ class Step:
     roles: list[LayerHeads]
     programs: int
     block: int = 128
-    chunk: int = 1024
+    chunk: int = 2048
     pools: int = 8
     dtype: torch.dtype = torch.bfloat16
     launch: Launch = field(default_factory=Launch)

@@ -23,7 +23,8 @@ def main() -> None:
     parser.add_argument("--per-sm", nargs="+", type=int, default=[2])
     parser.add_argument("--layers", nargs="+", type=int, default=[0, 1, 2, 4])
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--chunk", type=int, default=1024)
+    parser.add_argument("--registers", type=int)
+    parser.add_argument("--chunk", type=int, default=2048)
     parser.add_argument("--count-warps", type=int, default=4)
     parser.add_argument("--count-programs", type=int, default=1056)
     parser.add_argument("--dense", action="store_true", help="all rows dense")
@@ -40,7 +41,7 @@ def main() -> None:
         for block, warps, stages, per_sm in itertools.product(args.blocks, args.warps, args.stages, args.per_sm):
             step = Step(
                 model=model, lengths=[length] * batch, budgets=[DENSE if args.dense else 4096] * batch, roles=roles, programs=processors * per_sm,
-                block=block, pools=8 if args.whole else 2, launch=Launch(warps=warps, stages=stages, count_warps=args.count_warps, count_programs=args.count_programs), chunk=args.chunk,
+                block=block, pools=8 if args.whole else 2, launch=Launch(warps=warps, stages=stages, registers=args.registers, count_warps=args.count_warps, count_programs=args.count_programs), chunk=args.chunk,
             )  # fmt: skip
             step.make_plan()
             if base is None:

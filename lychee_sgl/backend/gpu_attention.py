@@ -30,7 +30,7 @@ MAX_ROWS = 512
 WORKSPACE_SHARE = 0.005
 """How much of the KV pool's bytes the scores of the sparse rows' contexts may take."""
 PROGRAMS_PER_PROCESSOR = 2
-BLOCK, CHUNK = 128, 1024
+BLOCK, CHUNK = 128, 2048
 
 
 @dataclass(slots=True, kw_only=True)

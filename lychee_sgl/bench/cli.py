@@ -204,13 +204,14 @@ def gpu(
     stock = {name: parsed[name] for name in ("flashinfer", "triton") if parsed[name]}
     state = out.parent / "gpu-bench"
     state.mkdir(parents=True, exist_ok=True)
+    here = describe() | {"device": device_name(accelerator=True)}
     try:
-        record = bench.run(
+        bench.run(
             state, model=model, cases=parsed["ours"], stock_cases=stock, retrieval=retrieval_heads, budget=budget,
             engine_args=tuple(engine_args.split()), environ={}, repeats=repeats,
             say=lambda line: console.print(line, markup=False, soft_wrap=True),
+            save=lambda record: _write(out, here | record),
         )  # fmt: skip
     except StartFailed as error:
         console.print(f"error: {error}", markup=False)
         raise typer.Exit(1) from error
-    _write(out, describe() | {"device": device_name(accelerator=True)} | record)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-SHORT, LONG = 4, 68
+SHORT, LONG = 4, 100
 """New tokens of the two generations whose difference is timed."""
 START_SECONDS = 400.0
 
@@ -166,30 +166,24 @@ def per_token(address: str, ids: list[list[int]], budgets: tuple[int | str, ...]
     return {"median_ms": statistics.median(taken), "least_ms": min(taken), "most_ms": max(taken), "repeats": repeats}
 
 
-def measure(
-    address: str, cases: dict[str, Case], *, vocabulary: int, repeats: int, sparse: bool, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Measures every case dense and, where the engine is ours, at its budgets."""
-    lines: dict[str, Any] = {}
-    for name, case in cases.items():
-        ids = prompts(case, vocabulary)
-        dense = ("dense",) * len(ids)
-        start = time.perf_counter()
-        generate(address, ids, dense, 1)
-        line: dict[str, Any] = {"prefill_seconds": time.perf_counter() - start}
-        generate(address, ids, dense, LONG)
-        line["dense"] = per_token(address, ids, dense, repeats)
-        if sparse:
-            info = generate(address, ids, case.budgets, LONG)
-            line["sparse"] = per_token(address, ids, case.budgets, repeats)
-            line["speedup"] = line["dense"]["median_ms"] / line["sparse"]["median_ms"]
-            steps = [step for row in info for step in row.get("lychee", ()) if step]
-            line["attended_fraction"] = sum(s[0] for s in steps) / max(1, sum(s[1] for s in steps))
-            recalls = [s[5] for s in steps if s[5] is not None]
-            line["recall"] = statistics.fmean(recalls) if recalls else None
-        lines[name] = line
-        say(f"{name}: {json.dumps(line)}")
-    return lines
+def measure(address: str, case: Case, *, vocabulary: int, repeats: int, sparse: bool) -> dict[str, Any]:
+    """Measures a batch dense and, where the engine is ours, at its budgets."""
+    ids = prompts(case, vocabulary)
+    dense = ("dense",) * len(ids)
+    start = time.perf_counter()
+    generate(address, ids, dense, 1)
+    line: dict[str, Any] = {"prefill_seconds": time.perf_counter() - start}
+    generate(address, ids, dense, LONG)
+    line["dense"] = per_token(address, ids, dense, repeats)
+    if sparse:
+        info = generate(address, ids, case.budgets, LONG)
+        line["sparse"] = per_token(address, ids, case.budgets, repeats)
+        line["speedup"] = line["dense"]["median_ms"] / line["sparse"]["median_ms"]
+        steps = [step for row in info for step in row.get("lychee", ()) if step]
+        line["attended_fraction"] = sum(s[0] for s in steps) / max(1, sum(s[1] for s in steps))
+        recalls = [s[5] for s in steps if s[5] is not None]
+        line["recall"] = statistics.fmean(recalls) if recalls else None
+    return line
 
 
 def run(
@@ -204,8 +198,9 @@ def run(
     environ: dict[str, str],
     repeats: int,
     say: Callable[[str], None],
-) -> dict[str, Any]:
-    """Measures our engine on `cases`, then stock engines, by backend, on `stock_cases`."""
+    save: Callable[[dict[str, Any]], None],
+) -> None:
+    """Measures our engine on `cases`, then stock engines, by backend, on `stock_cases`; saves after every batch."""
     config = json.loads((model / "config.json").read_text())
     plan = state / "plan.json"
     plan.write_text(json.dumps(head_plan(config, retrieval, budget)))
@@ -213,16 +208,16 @@ def run(
     record: dict[str, Any] = {"model": config["model_type"], "retrieval_heads": retrieval, "budget": budget}
     record["engine_args"] = list(engine_args)
     ours = {"LYCHEE_HEADS": str(plan)} | environ
-    if cases:
-        with engine(state, model=model, backend="lychee", args=engine_args, environ=ours) as (address, seconds):
-            say(f"lychee engine up after {seconds:.0f} s")
-            record["lychee"] = measure(address, cases, vocabulary=vocabulary, repeats=repeats, sparse=True, say=say) | {
-                "start_seconds": seconds
-            }
-    for backend, stock in stock_cases.items():
-        with engine(state, model=model, backend=backend, args=engine_args, environ={}) as (address, seconds):
+    engines = {"lychee": cases} | stock_cases
+    for backend, batches in engines.items():
+        if not batches:
+            continue
+        environment = ours if backend == "lychee" else {}
+        with engine(state, model=model, backend=backend, args=engine_args, environ=environment) as (address, seconds):
             say(f"{backend} engine up after {seconds:.0f} s")
-            record[backend] = measure(address, stock, vocabulary=vocabulary, repeats=repeats, sparse=False, say=say) | {
-                "start_seconds": seconds
-            }
-    return record
+            lines = record[backend] = {"start_seconds": seconds, "batches": {}}
+            for name, case in batches.items():
+                line = measure(address, case, vocabulary=vocabulary, repeats=repeats, sparse=backend == "lychee")
+                lines["batches"][name] = line
+                say(f"{backend} {name}: {json.dumps(line)}")
+                save(record)

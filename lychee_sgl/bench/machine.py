@@ -25,6 +25,9 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
+    """The commit of this code; a copy without git says it in LYCHEE_COMMIT."""
+    if "LYCHEE_COMMIT" in os.environ:
+        return os.environ["LYCHEE_COMMIT"]
     try:
         here = Path(__file__).parent
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)

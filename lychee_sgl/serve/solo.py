@@ -37,8 +37,9 @@ def solo_engine(
     model: str | None = None,
     engine_args: tuple[str, ...] = (),
     environ: Mapping[str, str] | None = None,
+    accelerator: bool = False,
 ) -> Iterator[str]:
-    """Runs a CPU engine as `lychee-sgl serve` would, for the time of a block.
+    """Runs an engine as `lychee-sgl serve` would, for the time of a block.
 
     Args:
         state: folder for its log, `<backend>.log`.
@@ -46,6 +47,7 @@ def solo_engine(
         model: folder or id; the embedded model by default.
         engine_args: further arguments of SGLang.
         environ: further environment.
+        accelerator: whether this machine has a GPU that SGLang will use.
 
     Yields:
         The engine's address.
@@ -59,7 +61,7 @@ def solo_engine(
         config,
         folder,
         "SmolLM2-135M-Instruct",
-        accelerator=False,
+        accelerator=accelerator,
         state=state,
         environ={**os.environ, **(environ or {})},
     )

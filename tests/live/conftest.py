@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from lychee_sgl.serve.solo import solo_engine
 
@@ -18,13 +19,20 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from client import Client
 
+GPU = torch.cuda.is_available()
+STOCK = "flashinfer" if GPU else "torch_native"
+"""The dense backend that ours is compared with."""
+ARGS = ("--mem-fraction-static", "0.3", "--cuda-graph-bs-decode", "1", "2", "4", "8", "16") if GPU else ()
+
 
 @pytest.fixture(scope="session")
 def lychee(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """Our backend with the default plan, sparse from the first decode step on."""
     state = tmp_path_factory.mktemp("lychee")
     with (
-        solo_engine(state, environ={"LYCHEE_DENSE_BELOW": "0", "LYCHEE_RECALL_EVERY": "4"}) as address,
+        solo_engine(
+            state, engine_args=ARGS, accelerator=GPU, environ={"LYCHEE_DENSE_BELOW": "0", "LYCHEE_RECALL_EVERY": "4"}
+        ) as address,
         closing(Client(address)) as client,
     ):
         yield client
@@ -32,9 +40,9 @@ def lychee(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
 @pytest.fixture(scope="session")
 def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """SGLang's own CPU backend on the same platform."""
+    """SGLang's own dense backend on the same device."""
     with (
-        solo_engine(tmp_path_factory.mktemp("stock"), backend="torch_native") as address,
+        solo_engine(tmp_path_factory.mktemp("stock"), backend=STOCK, engine_args=ARGS, accelerator=GPU) as address,
         closing(Client(address)) as client,
     ):
         yield client

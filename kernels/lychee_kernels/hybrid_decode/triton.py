@@ -30,6 +30,7 @@ class Launch:
     Attributes:
         warps: of the attention kernel.
         stages: depth of its pipeline of loads; with 3, one block is under way while another is worked on.
+        registers: most that its threads may have; None leaves it to the compiler.
         parts: parts of a list that a merging program reads at a time.
         columns: of the output that it merges.
         count_programs: programs that weigh, and that compact.
@@ -38,6 +39,7 @@ class Launch:
 
     warps: int = 4
     stages: int = 3
+    registers: int | None = None
     parts: int = 128
     columns: int = 64
     count_programs: int = 1056
@@ -122,6 +124,7 @@ def attend_layer(
         STAGES=launch.stages,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=launch.warps,
+        maxnreg=launch.registers,
         **common,
     )
     merge_kernel[(batch * shape.kv_heads * shape.group, shape.head_dim // launch.columns)](
