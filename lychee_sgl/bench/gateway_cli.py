@@ -1,0 +1,56 @@
+"""`lychee-sgl bench gateway`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+
+def gateway(
+    out: Annotated[Path, typer.Option(help="Where the JSON goes.")] = Path("gateway.json"),
+    rounds: Annotated[int, typer.Option(min=10, help="Questions through the gateway, and as many past it.")] = 500,
+    streams: Annotated[int, typer.Option(min=1, help="Streams at the same time.")] = 500,
+    requests: Annotated[int, typer.Option(min=100, help="Requests of the mix with killed engines.")] = 10_000,
+) -> None:
+    """What the gateway adds to the time to the first token, and how many streams it holds; needs no model."""
+    from lychee_sgl.bench import gateway as bench
+    from lychee_sgl.bench import gateway_mix
+    from lychee_sgl.bench.gateway_parts import GatewayBenchError
+
+    console = Console(stderr=True)
+    try:
+        with console.status("") as status:
+            record = bench.run(rounds, streams, status.update)
+            mix = gateway_mix.run(requests, status.update)
+    except GatewayBenchError as error:
+        console.print(f"error: {error}", markup=False)
+        raise typer.Exit(1) from error
+    record["mix"] = {key: value for key, value in mix.items() if key not in record}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(record, indent=1) + "\n")
+    table = Table(title="milliseconds that the gateway adds to the first token")
+    for column in ("prompt, characters", "at once", "p50", "p90", "p99"):
+        table.add_column(column, justify="right")
+    for row in record["first_token"]:
+        added = (f"{row[share]['added_ms']:.2f}" for share in ("p50", "p90", "p99"))
+        table.add_row(f"{row['prompt_characters']:,}", str(row["at_once"]), *added)
+    Console().print(table)
+    held = record["streams"]
+    Console().print(
+        f"{held['whole_answers']} of {held['streams']} streams whole, {held['chunks_received']:,} of "
+        f"{held['chunks_expected']:,} chunks, gap p99 {held['gap_seconds']['p99'] * 1000:.0f} ms "
+        f"(the engine's: {held['pause_seconds'] * 1000:.0f} ms)",
+        highlight=False,
+    )
+    Console().print(
+        f"{requests:,} mixed requests: {mix['clients_saw']}, counted {mix['gateway_counted']}; "
+        f"{'; '.join(mix['problems']) or 'all add up'}",
+        highlight=False,
+    )
+    if mix["problems"] or held["whole_answers"] != held["streams"]:
+        raise typer.Exit(1)
