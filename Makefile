@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve demo bench doctor test lint test-next install-next tools dashboards constraints clean
+.PHONY: help install serve demo bench doctor test test-compat lint test-next install-next tools dashboards constraints clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PORT ?= 8000
@@ -14,6 +14,7 @@ export LC_ALL ?= C.UTF-8
 
 ENV := .venv
 NEXT_ENV := .venv-next
+COMPAT_ENV := .venv-compat
 PROJECT := .[engine,gateway,model,train,eval]
 # The SGLang after the pinned one, and what it needs: forced over the pins of pyproject.toml.
 NEXT_PINS := sglang==0.5.23 torch==2.14.1 triton==3.8.0
@@ -49,6 +50,9 @@ test: lint ## lint, then all tests
 # Triton's interpreter has to be chosen before triton is imported, hence a run of its own.
 	if grep -rlq 'mark.interpret' tests; then TRITON_INTERPRET=1 $(ENV)/bin/pytest -m interpret $(ARGS); fi
 
+test-compat: $(COMPAT_ENV)/.installed ## LangChain, LiteLLM and guidellm against the gateway, in .venv-compat
+	$(COMPAT_ENV)/bin/pytest tests/compat $(ARGS)
+
 test-next: $(NEXT_ENV)/.installed ## all tests on the next SGLang, in .venv-next
 	$(NEXT_ENV)/bin/pytest $(ARGS)
 
@@ -66,7 +70,7 @@ constraints: $(ENV)/.installed ## resolve constraints.txt and constraints-next.t
 	PATH="$(ENV)/bin:$$PATH"; $(COMPILE) --upgrade --overrides $(ENV)/next-pins.txt -o constraints-next.txt >/dev/null
 
 clean: ## remove environments, caches and builds (not the model in the user's cache)
-	rm -rf $(ENV) $(NEXT_ENV) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(ENV) $(NEXT_ENV) $(COMPAT_ENV) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Byte-compiling costs a minute or two here, once; without it SGLang's first start takes over a minute longer.
@@ -81,6 +85,11 @@ $(NEXT_ENV)/.installed: pyproject.toml constraints-next.txt
 	@echo "installing into $(NEXT_ENV) (several GB the first time)"
 	$(NEXT_ENV)/bin/uv pip install --python $(NEXT_ENV) --compile-bytecode --overrides constraints-next.txt \
 		-e '$(PROJECT)' --group dev
+	@touch $@
+
+$(COMPAT_ENV)/.installed: pyproject.toml
+	$(call bootstrap,$(COMPAT_ENV),constraints.txt)
+	$(COMPAT_ENV)/bin/uv pip install --python $(COMPAT_ENV) -e '.[gateway]' --group compat
 	@touch $@
 
 # An environment with uv in it. Distributions that split off `ensurepip` get theirs from the outer pip.
