@@ -75,7 +75,7 @@ def build() -> Dashboard:
         ),
         row("Latency"),
         graph("Time to first token", "In the engine.", "s", *quantiles("sglang:time_to_first_token_seconds")),
-        graph("Time per token", "Of streams, in the engine.", "s", *quantiles("sglang:inter_token_latency_seconds")),
+        graph("Time per token", "In the engine.", "s", *quantiles("sglang:inter_token_latency_seconds")),
         graph("Request latency", "In the engine.", "s", *quantiles("sglang:e2e_request_latency_seconds")),
         graph("Wait in the queue", "Before the prefill began.", "s", *quantiles("sglang:queue_time_seconds")),
         row("As the gateway sees them"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 BAD_SETTINGS = 2
 NO_ADDRESS = 1
+_GC_THRESHOLD = (20_000, 20, 20)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,6 +77,10 @@ def _serve(settings: Settings, app: FastAPI, listener: socket.socket) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the application runs: it would end the process
     host, port = listener.getsockname()[:2]
     log.info("listening", extra={"host": host, "port": port, "engines": settings.all_engine_urls})
+    # What was built until now stays, and requests leave few cycles: rare collections keep pauses out of the streams.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLD)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
 

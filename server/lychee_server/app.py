@@ -23,7 +23,7 @@ from lychee_server.policy.runtime import BudgetPolicy
 from lychee_server.policy.schema import Tier
 from lychee_server.pool import EnginePool
 from lychee_server.reload import Reloads
-from lychee_server.routes import completions, models, operations, page, sparsity
+from lychee_server.routes import completions, models, operations, page, passed, sparsity
 from lychee_server.speed import SpeedReference
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def create_app(
     )
     app.state.gateway = gateway
     app.state.registry = registry
-    for router in (completions.router, models.router, operations.router, sparsity.router):
+    for router in (completions.router, passed.router, models.router, operations.router, sparsity.router):
         app.include_router(router)
     page.install(app)
     install_error_handlers(app, settings.retry_after)

@@ -28,8 +28,8 @@ class Completion:
 
     Attributes:
         body: JSON for the engine.
-        decision: the budget that it gets, and why.
-        text: what of it becomes the prompt.
+        decision: the budget that it gets, and why; None: it gets none from here.
+        text: what of it becomes the prompt, where that is known.
         stream: whether the caller wants a stream.
         rids: the names under which the engine can be told to abort it.
         choices: how many choices the answer will have.
@@ -37,8 +37,8 @@ class Completion:
     """
 
     body: bytes
-    decision: Decision
-    text: PromptText
+    decision: Decision | None
+    text: PromptText | None = None
     stream: bool
     rids: tuple[str, ...]
     choices: int
@@ -132,7 +132,7 @@ def prepare(body: dict[str, Any], required: str, decision: Decision, text: Promp
     count = body.get("n")
     samples = count if type(count) is int and count > 0 else 1
     return Completion(
-        body=_dump(outgoing),
+        body=dump_body(outgoing),
         decision=decision,
         text=text,
         stream=bool(body.get("stream")),
@@ -188,7 +188,8 @@ def prompt_head(prompt: object) -> bytes:
     return "".join(parts).encode(errors="surrogatepass")
 
 
-def _dump(body: dict[str, Any]) -> bytes:
+def dump_body(body: dict[str, Any]) -> bytes:
+    """Write a body for the engine; raises `InvalidRequest` for what JSON cannot hold."""
     try:
         return json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
     except ValueError:

@@ -77,6 +77,29 @@ TEXT_BODY = _body(
     },
 )
 
+_INPUT = {"anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "minItems": 1, "items": {}}]}
+
+
+def _passed_schema(description: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": ["input"],
+        "properties": {"model": {"type": "string"}, "input": _INPUT},
+        "additionalProperties": True,
+        "description": description,
+    }
+
+
+RESPONSES_BODY = _body(
+    _passed_schema("OpenAI's Responses API as SGLang has it; `lychee`, `custom_params` and `background` are refused."),
+    {"text": ("One question", {"model": _MODEL, "input": "Where did I put the key?", "max_output_tokens": 64})},
+)
+
+EMBEDDINGS_BODY = _body(
+    _passed_schema("OpenAI's embeddings as SGLang has them; `lychee` is refused."),
+    {"texts": ("Two texts", {"model": _MODEL, "input": ["a key", "a lock"]})},
+)
+
 _ERROR = {
     "type": "object",
     "properties": {
@@ -112,28 +135,52 @@ EXPLAIN_BODY = _body(
     },
 )
 
+
+def _errors(*described: tuple[int, str]) -> dict[int | str, dict[str, Any]]:
+    return {
+        status: {"description": description, "content": {"application/json": {"schema": _ERROR}}}
+        for status, description in described
+    }
+
+
+KEY_RESPONSES = _errors(
+    (401, "A key is needed, and none or no valid one was sent"), (403, "The policy does not know the key's tier")
+)
+
+PROBE_RESPONSES = _errors((503, "The engine is not ready, or a shutdown has begun"))
+
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"description": description, "content": {"application/json": {"schema": _ERROR}}}
-    for status, description in (
+    **KEY_RESPONSES,
+    **_errors(
         (502, "The engine failed"),
         (503, "The engine is not ready; `Retry-After` says when to try again"),
         (504, "The engine was silent for too long"),
-    )
+    ),
 }
 
+MODEL_RESPONSES: dict[int | str, dict[str, Any]] = {**ERROR_RESPONSES, **_errors((404, "There is no such model"))}
+
 REFUSED_RESPONSES: dict[int | str, dict[str, Any]] = {
-    **{
-        status: {"description": description, "content": {"application/json": {"schema": _ERROR}}}
-        for status, description in (
-            (400, "A field is wrong; `param` names it"),
-            (413, "The body is too long"),
-            (415, "The body is not declared as application/json"),
-        )
-    },
+    **_errors(
+        (400, "A field is wrong; `param` names it"),
+        (408, "The body took too long"),
+        (413, "The body is too long"),
+        (415, "The body is not declared as application/json"),
+    ),
     **ERROR_RESPONSES,
 }
 
+PASSED_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "OpenAI's answer, as the engine gives it",
+        "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
+    },
+    **REFUSED_RESPONSES,
+    **_errors((429, "A limit is reached or the line is full; `Retry-After` says when to try again")),
+}
+
 COMPLETION_RESPONSES: dict[int | str, dict[str, Any]] = {
+    **PASSED_RESPONSES,
     200: {
         "description": "OpenAI's answer, as the engine gives it, with the object `lychee`: in a stream it is part "
         "of the last chunk before `[DONE]`",
@@ -144,14 +191,4 @@ COMPLETION_RESPONSES: dict[int | str, dict[str, Any]] = {
             "text/event-stream": {},
         },
     },
-    **{
-        status: {"description": description, "content": {"application/json": {"schema": _ERROR}}}
-        for status, description in (
-            (400, "A field is wrong; `param` names it"),
-            (413, "The body is too long"),
-            (415, "The body is not declared as application/json"),
-            (429, "Too many requests are in flight; `Retry-After` says when to try again"),
-        )
-    },
-    **ERROR_RESPONSES,
 }

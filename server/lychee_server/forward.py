@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import time
 from dataclasses import dataclass
@@ -23,12 +22,12 @@ from lychee_server.errors import (
     ShuttingDown,
     engine_error,
 )
-from lychee_server.sse import EventSplitter, done_event, dump_json, json_event, parse_object
-from lychee_server.tally import AnswerTally
+from lychee_server.sse import EventSplitter, dump_json, parse_object
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+    from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
     from lychee_server.admission import Admission, Place
@@ -44,9 +43,12 @@ if TYPE_CHECKING:
     from lychee_server.reload import Reloads
     from lychee_server.settings import Settings
     from lychee_server.speed import SpeedReference
+    from lychee_server.tally import AnswerTally
     from lychee_server.upstream import EngineResponse
 
 log = logging.getLogger(__name__)
+
+_TRACE_HEADERS = ("traceparent", "tracestate")
 
 
 class _ClientGone(Exception):
@@ -79,12 +81,14 @@ class EngineAnswer(Response):
     def __init__(
         self,
         gateway: Gateway,
-        engine: EngineInfo,
+        engine: EngineInfo | None,
         completion: Completion,
         path: str,
         trace: dict[str, str],
+        *,
         record: RequestRecord,
         caller: Caller,
+        tally: AnswerTally,
     ) -> None:
         self._gateway = gateway
         self._engine = engine
@@ -93,9 +97,7 @@ class EngineAnswer(Response):
         self._trace = trace
         self._record = record
         self._caller = caller
-        self._tally = AnswerTally(
-            completion, gateway.metrics, record.started, functools.partial(gateway.budgets.learn, engine, completion)
-        )
+        self._tally = tally
         self._streaming = False
         self._waited_seconds = 0.0  # in the line, and for the client to read
         self._asked: Engine | None = None  # the engine that may be working on it
@@ -218,8 +220,8 @@ class EngineAnswer(Response):
         return Response(dump_json(parsed), media_type="application/json", headers=headers_after(reduced))
 
     def _known_headers(self) -> dict[str, str]:
-        sparsity = self._engine.sparsity
-        return headers_before(self._completion.decision, sparsity.defaults) if sparsity else {}
+        decision, sparsity = self._completion.decision, self._engine.sparsity if self._engine else None
+        return headers_before(decision, sparsity.defaults) if sparsity and decision else {}
 
     async def _relay_events(self, answer: EngineResponse, send: Send) -> None:
         await self._start_stream(answer.content_type, send)
@@ -262,10 +264,15 @@ class EngineAnswer(Response):
     async def _end_stream(self, error: GatewayError, send: Send) -> None:
         self._record.status = error.status
         log.warning("a stream broke", extra={"request_id": self._record.request_id, "error": error.message})
-        end = b"" if self._tally.done else json_event(error.body()) + done_event()
+        end = b"" if self._tally.done else self._tally.broken(error)
         with contextlib.suppress(_ClientGone):
             await self._send(end, send)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def trace_of(request: Request) -> dict[str, str]:
+    """Return the headers of the W3C trace context that go on to the engine."""
+    return {name: request.headers[name] for name in _TRACE_HEADERS if name in request.headers}
 
 
 async def _until_client_leaves(receive: Receive) -> None:

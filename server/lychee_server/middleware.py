@@ -24,9 +24,12 @@ log = logging.getLogger(__name__)
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+RESPONSES = "/v1/responses"
+EMBEDDINGS = "/v1/embeddings"
 MODELS = "/v1/models"
+_ASKED = (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS)
 _GUARDED = "/v1/"
-_UNCOUNTED = ("/livez", "/readyz", "/metrics", "/")
+_UNCOUNTED = ("/livez", "/readyz", "/health", "/metrics", "/")
 _PAGE_FILES = "/page/"
 _ID_HEADER = "x-request-id"
 _LONGEST_ID = 128
@@ -93,7 +96,7 @@ class RequestMiddleware:
             await send(message)
 
         path = scope["path"]
-        completion = path in (CHAT, COMPLETIONS)
+        completion = path in _ASKED
         if completion:
             self._metrics.request_started()
         try:
@@ -129,7 +132,7 @@ class RequestMiddleware:
 
 def _route(path: str) -> str:
     """Return a path's name in the metrics; everything that is not served is one name."""
-    if path in (CHAT, COMPLETIONS):
+    if path in _ASKED:
         return path
     return MODELS if path == MODELS or path.startswith(f"{MODELS}/") else "other"
 

@@ -6,6 +6,8 @@ import json
 import re
 from typing import Any
 
+import orjson
+
 DONE = b"[DONE]"
 _END_OF_EVENT = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _LONGEST_END = 4
@@ -52,6 +54,18 @@ def parse_object(data: bytes) -> dict[str, Any] | None:
         value = json.loads(data)
     except (ValueError, RecursionError):
         return None
+    return value if isinstance(value, dict) else None
+
+
+def glance_object(data: bytes) -> dict[str, Any] | None:
+    """Parse JSON of the engine that is only looked at and never written again.
+
+    Several times as quick as `parse_object`, but integers above 64 bits lose digits.
+    """
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return parse_object(data)  # NaN, for one, which the standard library takes
     return value if isinstance(value, dict) else None
 
 

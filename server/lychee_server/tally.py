@@ -11,12 +11,13 @@ from pydantic import ValidationError
 from lychee_server.budget import answer_of
 from lychee_server.errors import EngineFailed
 from lychee_server.schemas import EngineSummary
-from lychee_server.sse import DONE, event_data, json_event, parse_object
+from lychee_server.sse import DONE, done_event, event_data, glance_object, json_event, parse_object
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lychee_server.body import Completion
+    from lychee_server.errors import GatewayError
     from lychee_server.metrics import GatewayMetrics
     from lychee_server.schemas import LycheeAnswer
 
@@ -64,23 +65,36 @@ class AnswerTally:
         if data == DONE:
             self.done = True
             return event
-        chunk = parse_object(data)
+        ours = b'"lychee"' in data
+        chunk = parse_object(data) if ours else glance_object(data)
         if chunk is None:
             return event
-        self._events += 1
-        if self._events == 1:
-            self._metrics.first_token(now - self._started)
+        self._first(now)
         if "error" in chunk:
             self.failed = _error_status(chunk["error"])
         choices = chunk.get("choices")
         if chunk.get("usage") and not choices:  # beside choices it is a running count
             self._usage = chunk["usage"]
         for index in _choices_with_output(choices):
-            if index in self._last_output:
-                self._metrics.token_gap(now - self._last_output[index])
-            self._last_output[index] = now
-            self.outputs += 1
-        return json_event(chunk) if self._reduce(chunk) is not None else event
+            self._output(index, now)
+        return json_event(chunk) if ours and self._reduce(chunk) is not None else event
+
+    def _first(self, now: float) -> None:
+        """Take note of an event, which may be the first."""
+        self._events += 1
+        if self._events == 1:
+            self._metrics.first_token(now - self._started)
+
+    def _output(self, index: int, now: float) -> None:
+        """Take note of output of a choice."""
+        if index in self._last_output:
+            self._metrics.token_gap(now - self._last_output[index])
+        self._last_output[index] = now
+        self.outputs += 1
+
+    def broken(self, error: GatewayError) -> bytes:
+        """Write the events that end a stream which broke."""
+        return json_event(error.body()) + done_event()
 
     @property
     def summary(self) -> EngineSummary | None:
@@ -100,21 +114,23 @@ class AnswerTally:
             self._metrics.tokens(*tokens)
             if self._learn is not None:
                 self._learn(self._summary, tokens[0])
-        if self._summary is None:
+        decision = self._completion.decision
+        if self._summary is None or decision is None:
             self._metrics.summary_missing()
         else:
-            answer = answer_of(self._completion.decision, self._summary)
+            answer = answer_of(decision, self._summary)
             self._metrics.summary(self._summary, answer.reason, answer.rule)
 
     def _reduce(self, answer: dict[str, Any]) -> LycheeAnswer | None:
-        if "lychee" not in answer:
+        decision = self._completion.decision
+        if decision is None or "lychee" not in answer:
             return None
         try:
             self._summary = EngineSummary.model_validate(answer["lychee"])
         except ValidationError as error:
             log.error("the engine's summary cannot be read", extra={"problem": str(error.errors()[0])})
             return None
-        reduced = answer_of(self._completion.decision, self._summary)
+        reduced = answer_of(decision, self._summary)
         answer["lychee"] = reduced.on_the_wire()
         return reduced
 
@@ -141,9 +157,13 @@ def _choices_with_output(choices: object) -> list[int]:
     """Return the indexes of the choices to which a chunk adds text, reasoning or a tool call."""
     found = []
     for choice in choices if isinstance(choices, list) else ():
-        delta = choice.get("delta") or {}
+        if not isinstance(choice, dict):
+            continue
+        delta = choice.get("delta")
+        delta = delta if isinstance(delta, dict) else {}
         if choice.get("text") or any(value for key, value in delta.items() if key != "role"):
-            found.append(int(choice.get("index", 0)))
+            index = choice.get("index")
+            found.append(index if isinstance(index, int) else 0)
     return found
 
 

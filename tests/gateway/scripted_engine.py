@@ -167,6 +167,8 @@ class ScriptedEngine:
                 Route("/abort_request", self._abort, methods=["POST"]),
                 Route("/v1/chat/completions", self._complete, methods=["POST"]),
                 Route("/v1/completions", self._complete, methods=["POST"]),
+                Route("/v1/responses", self._complete, methods=["POST"]),
+                Route("/v1/embeddings", self._complete, methods=["POST"]),
             ]
         )
 

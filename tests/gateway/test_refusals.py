@@ -80,8 +80,8 @@ def test_openai_client_gets_its_own_error_types(gateway):
             model="tiny", messages=MESSAGES, stream=True, extra_body={"lychee": {"budget": -5}}
         )
     assert (refused.value.param, refused.value.code) == ("lychee.budget", "invalid_value")
-    with pytest.raises(openai.NotFoundError, match="POST /v1/embeddings is not served"):
-        client.embeddings.create(model="tiny", input="x")
+    with pytest.raises(openai.NotFoundError, match="POST /v1/moderations is not served"):
+        client.moderations.create(input="x")
 
 
 def test_content_type_must_be_json(gateway):
@@ -135,11 +135,11 @@ def test_the_engines_refusals_keep_their_words(gateway, engine, stream):
 
 
 def test_unknown_paths_and_methods(gateway):
-    error = error_of(gateway.http.post("/v1/embeddings", json={}), 404)
-    assert error["message"].startswith("POST /v1/embeddings is not served; paths are ")
+    error = error_of(gateway.http.post("/v1/rerank", json={}), 404)
+    assert error["message"].startswith("POST /v1/rerank is not served; paths are ")
     assert "/v1/chat/completions" in error["message"]
     assert error["code"] == "not_found"
     reply = gateway.http.get("/v1/chat/completions")
     assert error_of(reply, 405)["code"] == "method_not_allowed"
     assert reply.headers["allow"] == "POST"
-    assert error_of(gateway.http.get("/"), 404)["message"].startswith("GET / is not served")
+    assert error_of(gateway.http.get("/none"), 404)["message"].startswith("GET /none is not served")

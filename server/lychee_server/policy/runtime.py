@@ -203,7 +203,7 @@ class BudgetPolicy:
             summary: the engine's account of it.
             prompt: tokens of the prompt.
         """
-        if completion.choices != 1 or prompt <= 0:
+        if completion.text is None or completion.choices != 1 or prompt <= 0:
             return  # of several prompts the answer tells one sum
         model = _model_of(engine)
         self._lengths.observe(model, completion.text, prompt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request, Response
@@ -9,17 +10,16 @@ from fastapi import APIRouter, Request, Response
 from lychee_server import docs
 from lychee_server.body import check_body, prepare, read_json_object
 from lychee_server.budget import parse_lychee
-from lychee_server.forward import EngineAnswer, Gateway
+from lychee_server.forward import EngineAnswer, Gateway, trace_of
 from lychee_server.middleware import CHAT, COMPLETIONS
 from lychee_server.policy.lengths import prompt_text
 from lychee_server.routes.sparsity import tier_of
+from lychee_server.tally import AnswerTally
 
 if TYPE_CHECKING:
     from lychee_server.middleware import RequestRecord
 
 router = APIRouter(tags=["completions"])
-
-_TRACE_HEADERS = ("traceparent", "tracestate")
 
 
 @router.post(CHAT, openapi_extra=docs.CHAT_BODY, responses=docs.COMPLETION_RESPONSES)
@@ -46,5 +46,8 @@ async def _forward(request: Request, path: str, required: str) -> Response:
         body, asked, text, route="chat" if path == CHAT else "completions", tier=tier_of(request), engine=engine
     )
     completion = prepare(body, required, decision, text)
-    trace = {name: request.headers[name] for name in _TRACE_HEADERS if name in request.headers}
-    return EngineAnswer(gateway, engine, completion, path, trace, record, request.state.caller)
+    learn = functools.partial(gateway.budgets.learn, engine, completion)
+    tally = AnswerTally(completion, gateway.metrics, record.started, learn)
+    return EngineAnswer(
+        gateway, engine, completion, path, trace_of(request), record=record, caller=request.state.caller, tally=tally
+    )

@@ -26,7 +26,7 @@ async def list_models(request: Request) -> Response:
     return await _passed(gateway, lambda engine: engine.upstream.get(MODELS, gateway.settings.health_timeout))
 
 
-@router.get(MODELS + "/{model:path}", responses=docs.ERROR_RESPONSES)
+@router.get(MODELS + "/{model:path}", responses=docs.MODEL_RESPONSES)
 async def get_model(request: Request, model: str) -> Response:
     """Describe one model."""
     gateway: Gateway = request.app.state.gateway

@@ -22,7 +22,7 @@ async def livez() -> dict[str, Any]:
     return {"status": "live"}
 
 
-@router.get("/readyz", responses=docs.ERROR_RESPONSES)
+@router.get("/readyz", responses=docs.PROBE_RESPONSES)
 async def readyz(request: Request) -> dict[str, Any]:
     """Say whether requests will be answered: the engine has generated a token since it was last away."""
     gateway: Gateway = request.app.state.gateway
@@ -33,6 +33,12 @@ async def readyz(request: Request) -> dict[str, Any]:
         engine.sparsity.model_dump(include={"plan", "defaults", "dense_below"}) if engine.sparsity else {"plan": None}
     )
     return {"status": "ready", "context_window": engine.context_window, **told}
+
+
+@router.get("/health", responses=docs.PROBE_RESPONSES)
+async def health(request: Request) -> dict[str, Any]:
+    """Say what /readyz says, where load generators look for it."""
+    return await readyz(request)
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
