@@ -163,10 +163,6 @@ def plot(
         say(f"drawn: {png}")
 
 
-UNFINISHED = 75
-"""Exit status when the time was up first (EX_TEMPFAIL): the same command goes on."""
-
-
 def ablate(
     config: Annotated[Path, typer.Option(help="What to make and ask (YAML)")],
     model: Annotated[Path, typer.Option(help="Model folder, as transformers reads it")],
@@ -177,6 +173,7 @@ def ablate(
     model_name: Annotated[str | None, typer.Option(help="What plans call the model [default: the folder]")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda [default: a GPU if there is one]")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Plans and budgets that decode at once")] = 128,
+    share: Annotated[str | None, typer.Option(hidden=True, help="i/k: only answer this share of the questions")] = None,
 ) -> None:
     """Train and make many plans, ask them all the same held-out questions, and write tables and pictures."""
     import json
@@ -188,7 +185,7 @@ def ablate(
         from lychee_sgl.heads.ablate.config import read_ablation
         from lychee_sgl.heads.ablate.pictures import save_curves_png
         from lychee_sgl.heads.ablate.report import build_report, markdown
-        from lychee_sgl.heads.ablate.work import Workshop
+        from lychee_sgl.heads.ablate.work import UNFINISHED, Workshop
         from lychee_sgl.heads.checks import write_text
         from lychee_sgl.heads.train.export import device_name
         from lychee_sgl.heads.train.run import chosen_device
@@ -197,9 +194,12 @@ def ablate(
         out.mkdir(parents=True, exist_ok=True)
         until = None if minutes is None else started + 60 * minutes
         shop = Workshop(
-            ablation=ablation, model=model, model_name=model_name, folder=out, until=until, tell=say, device=device,
-            at_once=rows,
+            config=config, ablation=ablation, model=model, model_name=model_name, folder=out, until=until, tell=say,
+            device=device, at_once=rows,
         )  # fmt: skip
+        if share is not None:
+            part, _, parts = share.partition("/")
+            raise typer.Exit(0 if shop.answer_share((int(part), int(parts))) else UNFINISHED)
         plans, answers, done = shop.run()
         if answers is not None and answers.answers:
             report = build_report(

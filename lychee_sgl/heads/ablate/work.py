@@ -38,12 +38,17 @@ if TYPE_CHECKING:
     from lychee_sgl.heads.train.settings import TrainSettings
 
 
+UNFINISHED = 75
+"""Exit status when the time was up first (EX_TEMPFAIL): the same command goes on."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workshop:
     """Where an ablation runs.
 
     Attributes:
-        ablation: what is made and asked.
+        config: the file that says what is made and asked.
+        ablation: what it says.
         model: model folder.
         model_name: what plans call the model.
         folder: everything that is made.
@@ -53,6 +58,7 @@ class Workshop:
         at_once: rows of a batch of answers.
     """
 
+    config: Path
     ablation: Ablation
     model: Path
     model_name: str | None
@@ -86,8 +92,18 @@ class Workshop:
         if self.late or not self.train():
             return self.trained(), None, False
         plans = self.plans()
-        answers, done = self.answer(plans)
+        shared = self._share_answers() if self.ablation.workers > 1 else True
+        # what is left to ask is nothing, if others asked it; this reads what they wrote
+        answers, done = self.answer(plans, late=not shared)
         return plans, answers, done
+
+    def answer_share(self, share: tuple[int, int]) -> bool:
+        """Ask one process's share of the questions; all plans must be there.
+
+        Returns:
+            Whether it is complete.
+        """
+        return self.answer(self.plans(), share=share)[1]
 
     def _check_folder(self) -> None:
         """Refuse a folder whose gains or trainings are of another ablation.
@@ -165,8 +181,7 @@ class Workshop:
                 continue
             del running[name]
             if process.returncode:
-                lines = self._log_file(name).read_text(encoding="utf-8", errors="replace").splitlines()
-                last = lines[-1] if lines else "no word"
+                last = _last_line(self._log_file(name))
                 raise ValueError(f"training {name} ended with {process.returncode}: {last}")
             self.tell(f"trained {name}: {time.monotonic() - started:.0f} s")
         for process, _ in running.values():
@@ -237,8 +252,38 @@ class Workshop:
                 plan = chequered_plan(shape, defaults=defaults)
         return with_measured_sources(plan, load_gain(self.gain_file("effect"))) if name != base else plan
 
-    def answer(self, plans: dict[str, HeadPlan]) -> tuple[Answers, bool]:
-        """Ask every question under every plan and budget."""
+    def _share_answers(self) -> bool:
+        """Ask in several processes; false when the time is up before the last answer.
+
+        Raises:
+            ValueError: one failed.
+        """
+        count = self.ablation.workers
+        words = [sys.executable, "-m", "lychee_sgl.heads", "ablate", "--config", self.config, "--model", self.model,
+                 "--out", self.folder, "--rows", self.at_once]  # fmt: skip
+        for flag, value in (("--model-name", self.model_name), ("--device", self.device)):
+            words += [flag, value] if value is not None else []
+        if self.until is not None:
+            words += ["--minutes", max(0.0, self.until - time.monotonic()) / 60]
+        children = []
+        try:
+            for part in range(count):
+                with self._share_log(part).open("ab") as log:
+                    told = [str(word) for word in (*words, "--share", f"{part}/{count}")]
+                    children.append(subprocess.Popen(told, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
+            codes = [child.wait() for child in children]
+        finally:
+            for child in children:
+                child.kill()
+        for part, code in enumerate(codes):
+            if code not in (0, UNFINISHED):
+                raise ValueError(f"answering ended with {code}: {_last_line(self._share_log(part))}")
+        return all(code == 0 for code in codes)
+
+    def answer(
+        self, plans: dict[str, HeadPlan], *, share: tuple[int, int] = (0, 1), late: bool = False
+    ) -> tuple[Answers, bool]:
+        """Ask every question under every plan and budget; nothing new when it is late already."""
         ablation, started = self.ablation, time.monotonic()
         loaded = load_for(self.model, name=self.model_name, device=self.device)
         several = {*ablation.runs, *ablation.rivals, *ablation.plans}
@@ -258,11 +303,20 @@ class Workshop:
         with torch.inference_mode():
             return run_exam(
                 loaded, variants, ablation.exam, haystack=haystack,
-                path=self.folder / "answers.jsonl", until=self.until, tell=told, at_once=self.at_once,
+                folder=self.folder / "answers", share=share,
+                until=started if late else self.until, tell=told, at_once=self.at_once,
             )  # fmt: skip
 
     def _plan_file(self, name: str) -> Path:
         return self.folder / "plans" / f"{name}.json"
 
+    def _share_log(self, part: int) -> Path:
+        return self.folder / f"answers-{part}.log"
+
     def _log_file(self, name: str) -> Path:
         return self.folder / "plans" / f"{name}.log"
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return lines[-1] if lines else "no word"

@@ -63,12 +63,13 @@ def run_exam(
     settings: ExamSettings,
     *,
     haystack: Haystack,
-    path: Path,
+    folder: Path,
+    share: tuple[int, int] = (0, 1),
     until: float | None = None,
     tell: Callable[[int, int], None] = lambda done, all_questions: None,
     at_once: int = 128,
 ) -> tuple[Answers, bool]:
-    """Ask; what the file holds already is not asked again.
+    """Ask; what the folder holds already is not asked again.
 
     Questions go round the cells, so that a run cut short has as many of each. The dense model answers each first: its
     reply is what `same` compares with.
@@ -78,16 +79,18 @@ def run_exam(
         variants: what to answer under, with different keys.
         settings: which questions.
         haystack: text that nothing was calibrated or trained on.
-        path: file of answers.
+        folder: where answers are kept, one file a share.
+        share: (i, k): ask every k-th question, from the i-th on; k processes can share the work.
         until: `time.monotonic` at which to stop between two questions, or None.
         tell: told how many questions are done, and of how many.
         at_once: rows of a batch.
 
     Returns:
-        The answers, and whether all are there.
+        All answers in the folder, and whether those of this share are complete.
 
     Raises:
-        ValueError: the model is not supported, two variants have one key, or the file holds other questions.
+        ValueError: the model is not supported, two variants have one key, a file holds other questions, or there
+            is no such share.
     """
     check_supported(loaded.model)
     keys = [variant.key for variant in variants]
@@ -97,9 +100,17 @@ def run_exam(
     density = round(sum(map(len, prose)) / sum(len(loaded.answer(block)) for block in prose), 3)
     asked = {**asdict(settings), "model": loaded.shape.name, "dtype": str(loaded.model.dtype),
              "haystack": haystack.digest, "chars_per_token": density}  # fmt: skip
+    part, parts = share
+    if not 0 <= part < parts:
+        raise ValueError(f"share is {share}; allowed: (i, k) with i from 0 to k - 1")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"part-{part}.jsonl"
     answers = Answers.open(path, asked)
+    for other in sorted(folder.glob("part-*.jsonl")):
+        if other != path:
+            answers.take_in(Answers.read(other, asked))
     plan = [(cell, number) for number in range(settings.questions) for cell in settings.cells]
-    for done, (cell, number) in enumerate(plan):
+    for done, (cell, number) in list(enumerate(plan))[part::parts]:
         missing = [variant for variant in variants if not answers.has(f"{cell.name}/{number}", variant.key)]
         if not missing and answers.has(f"{cell.name}/{number}", DENSE.key):
             continue

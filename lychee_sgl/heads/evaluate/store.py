@@ -60,29 +60,47 @@ class Answers:
             ValueError: the file is not one of answers, or of other questions; the message names the field.
             OSError: it cannot be read or written.
         """
-        head = {"schema": SCHEMA, **json.loads(json.dumps(asked))}
+        kept = cls.read(path, asked)
+        whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
+        if not whole:
+            path.unlink(missing_ok=True)
+            kept._write(_head(asked))
+        elif path.stat().st_size > len(whole) + 1:
+            os.truncate(path, len(whole) + 1)
+        return kept
+
+    @classmethod
+    def read(cls, path: Path, asked: Mapping[str, Any]) -> Answers:
+        """What a file holds so far, if there is one; somebody else may be writing it.
+
+        Args:
+            path: the file.
+            asked: as `open` has it.
+
+        Raises:
+            ValueError: as `open` does.
+        """
         kept = cls(path)
-        if not path.exists():
-            kept._write(head)
-            return kept
-        whole, _, torn = path.read_bytes().rpartition(b"\n")
-        lines = whole.decode("utf-8").splitlines()
-        if not lines:
-            path.unlink()
-            return cls.open(path, asked)
+        lines = path.read_bytes().rpartition(b"\n")[0].decode("utf-8").splitlines() if path.exists() else []
         try:
-            was, entries = json.loads(lines[0]), [json.loads(line) for line in lines[1:]]
+            entries = [json.loads(line) for line in lines]
         except ValueError as error:
             raise ValueError(f"{path} is not a file of answers: {error}") from error
-        for key in sorted({*head, *was}) if isinstance(was, dict) else ["schema"]:
-            if not isinstance(was, dict) or was.get(key) != head.get(key):
-                told = was.get(key) if isinstance(was, dict) else was
-                raise ValueError(f"{path} holds other questions: {key} was {told!r} and is {head.get(key)!r}")
-        if torn:
-            os.truncate(path, len(whole) + 1)
-        for entry in entries:
+        if not entries:
+            return kept
+        was, head = entries[0] if isinstance(entries[0], dict) else {"schema": entries[0]}, _head(asked)
+        for key in sorted({*head, *was}):
+            if was.get(key) != head.get(key):
+                raise ValueError(f"{path} holds other questions: {key} was {was.get(key)!r} and is {head.get(key)!r}")
+        for entry in entries[1:]:
             kept._take(entry)
         return kept
+
+    def take_in(self, other: Answers) -> None:
+        """Know another file's answers, too, without writing them."""
+        for key, given in other.answers.items():
+            self.questions.setdefault(key, other.questions[key])
+            self.answers.setdefault(key, {}).update(given)
 
     def has(self, question: str, variant: str) -> bool:
         """Whether an answer is there."""
@@ -112,3 +130,7 @@ class Answers:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, allow_nan=False) + "\n")
             file.flush()
+
+
+def _head(asked: Mapping[str, Any]) -> dict[str, Any]:
+    return {"schema": SCHEMA, **json.loads(json.dumps(asked))}

@@ -22,7 +22,7 @@ CONFIG = {
     "train": {"budget": 24, "sinks": 2, "recent": 4, "steps": 2, "draws": 2},
     "runs": {"kuma": {"sources": "measured"}, "kuma-other": {"sources": "measured", "seed": 1}},
     "rivals": list(RIVALS),
-    "curve_runs": ["kuma"],
+    "curve_runs": [],
     "curve_rivals": ["random"],
     "data": {"haystack": "prose.txt", "context": [100, 150], "needles": 2, "words": 2},
     "gain_samples": 1,
@@ -62,7 +62,7 @@ def test_a_whole_ablation_in_two_goes(config: Path, model_folder: Path, tmp_path
     report = json.loads((out / "report.json").read_text())
     assert report["complete"]
     assert report["questions"] == 4
-    assert {"kuma", "kuma-other", "kept", "kuma-7-heads", "random-5-heads", *RIVALS} <= set(report["plans"])
+    assert {"kuma", "kuma-other", "kept", "random-5-heads", "random-7-heads", *RIVALS} <= set(report["plans"])
     same_count = [name for name in ("kuma", *RIVALS) if not name.startswith("heuristic")]
     assert {report["plans"][name]["retrieval_heads"] for name in same_count} == {5}
     assert report["scores"]["dense"]["all"]["asked"] == 4
@@ -73,9 +73,9 @@ def test_a_whole_ablation_in_two_goes(config: Path, model_folder: Path, tmp_path
     text = (out / "report.md").read_text()
     assert text == markdown(report)
     assert "| dense | all |" in text
-    assert "| kuma@24 |" in text
+    assert "| random@24 |" in text
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert HeadPlan.load(out / "plans" / "kuma-7-heads.json").retrieval_count == 7
+    assert HeadPlan.load(out / "plans" / "random-7-heads.json").retrieval_count == 7
 
     (out / "curves.png").unlink()
     drawn = CliRunner().invoke(app, ["plot", str(out / "report.json"), "--png", str(out / "again.png")])
@@ -123,6 +123,21 @@ def test_configurations_that_do_not_do(config: Path, change: dict[str, object], 
     config.write_text(yaml.safe_dump({**CONFIG, **change}))
     with pytest.raises(ValueError, match=message):
         read_ablation(config)
+
+
+def test_trainings_are_done_again_at_every_count(config: Path) -> None:
+    config.write_text(yaml.safe_dump({**CONFIG, "curve_runs": ["kuma"]}))
+    told = {name: (run.retrieval, run.sources, run.seed) for name, run in read_ablation(config).trainings().items()}
+    assert told == {
+        "kuma": (5, "measured", 0), "kuma-other": (5, "measured", 1), "kuma-7-heads": (7, "measured", 0)
+    }  # fmt: skip
+
+
+def test_the_committed_configuration_is_one() -> None:
+    ablation = read_ablation(Path(__file__).parents[3] / "docs" / "ablation" / "smollm2-135m.yaml")
+    assert ablation.exam.questions >= 200
+    assert {*ablation.counts} >= {5, 45}
+    assert all(path.exists() for path in ablation.plans.values())
 
 
 def test_no_configuration(tmp_path: Path) -> None:

@@ -67,11 +67,12 @@ def variants(tiny: LoadedModel) -> list[Variant]:
 
 
 def test_an_exam_goes_on_where_it_stopped(tiny: LoadedModel, tmp_path: Path) -> None:
-    whole, done = run_exam(tiny, variants(tiny), EXAM, haystack=PROSE, path=tmp_path / "whole.jsonl")
+    whole, done = run_exam(tiny, variants(tiny), EXAM, haystack=PROSE, folder=tmp_path / "whole")
     assert done
     assert len(whole.questions) == 8
-    kept = tmp_path / "parts.jsonl"
-    _, done = run_exam(tiny, variants(tiny), EXAM, haystack=PROSE, path=kept, until=time.monotonic() - 1)
+    folder = tmp_path / "parts"
+    kept = folder / "part-0.jsonl"
+    _, done = run_exam(tiny, variants(tiny), EXAM, haystack=PROSE, folder=folder, until=time.monotonic() - 1)
     assert not done
     assert len(kept.read_text().splitlines()) == 1  # what was asked, and no answer
 
@@ -83,12 +84,12 @@ def test_an_exam_goes_on_where_it_stopped(tiny: LoadedModel, tmp_path: Path) -> 
             raise Enough
 
     with pytest.raises(Enough):
-        run_exam(tiny, variants(tiny)[:1], EXAM, haystack=PROSE, path=kept, tell=stop)
+        run_exam(tiny, variants(tiny)[:1], EXAM, haystack=PROSE, folder=folder, tell=stop)
     with kept.open("a") as file:
         file.write('{"question": "single-80/1", "wan')  # killed in the middle of a line
     seen: list[int] = []
     again, done = run_exam(
-        tiny, variants(tiny), EXAM, haystack=PROSE, path=kept, tell=lambda number, of: seen.append(number)
+        tiny, variants(tiny), EXAM, haystack=PROSE, folder=folder, tell=lambda number, of: seen.append(number)
     )
     assert done
     assert seen == [1, 2, 3, 4, 5, 6, 7, 8]  # the second variant was missing everywhere
@@ -99,22 +100,44 @@ def test_an_exam_goes_on_where_it_stopped(tiny: LoadedModel, tmp_path: Path) -> 
         }
         assert given["heuristic@100000"].same
     seen.clear()
-    run_exam(tiny, variants(tiny), EXAM, haystack=PROSE, path=kept, tell=lambda number, of: seen.append(number))
+    run_exam(tiny, variants(tiny), EXAM, haystack=PROSE, folder=folder, tell=lambda number, of: seen.append(number))
     assert seen == []
 
 
+def test_shares_are_the_whole(tiny: LoadedModel, tmp_path: Path) -> None:
+    whole, _ = run_exam(tiny, variants(tiny), EXAM, haystack=PROSE, folder=tmp_path / "whole")
+    for part in (0, 1, 2):
+        _, done = run_exam(tiny, variants(tiny), EXAM, haystack=PROSE, folder=tmp_path / "shared", share=(part, 3))
+        assert done
+    seen: list[int] = []
+    every, done = run_exam(
+        tiny,
+        variants(tiny),
+        EXAM,
+        haystack=PROSE,
+        folder=tmp_path / "shared",
+        tell=lambda number, of: seen.append(number),
+    )
+    assert done
+    assert seen == []
+    assert every.questions == whole.questions
+    assert every.answers == whole.answers
+    with pytest.raises(ValueError, match=r"share is \(3, 3\)"):
+        run_exam(tiny, [], EXAM, haystack=PROSE, folder=tmp_path / "shared", share=(3, 3))
+
+
 def test_answers_of_other_questions_are_refused(tiny: LoadedModel, tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    run_exam(tiny, [], EXAM, haystack=PROSE, path=path, until=time.monotonic() - 1)
+    path = tmp_path / "part-0.jsonl"
+    run_exam(tiny, [], EXAM, haystack=PROSE, folder=tmp_path, until=time.monotonic() - 1)
     other = ExamSettings(tasks=("single", "multi-value"), lengths=(80, 120), questions=2, seed=6)
     with pytest.raises(ValueError, match="holds other questions: seed was 5 and is 6"):
-        run_exam(tiny, [], other, haystack=PROSE, path=path)
+        run_exam(tiny, [], other, haystack=PROSE, folder=tmp_path)
     path.write_text("no JSON\n")
     with pytest.raises(ValueError, match="is not a file of answers"):
-        run_exam(tiny, [], EXAM, haystack=PROSE, path=path)
+        run_exam(tiny, [], EXAM, haystack=PROSE, folder=tmp_path)
     twice = variants(tiny)[:1] * 2
     with pytest.raises(ValueError, match="allowed: different names"):
-        run_exam(tiny, twice, EXAM, haystack=PROSE, path=tmp_path / "b.jsonl")
+        run_exam(tiny, twice, EXAM, haystack=PROSE, folder=tmp_path / "b")
 
 
 def test_settings_out_of_range() -> None:
