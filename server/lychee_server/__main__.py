@@ -22,6 +22,7 @@ from lychee_server.keys import KeysError
 from lychee_server.logs import configure_logging
 from lychee_server.policy.file import PolicyError
 from lychee_server.settings import ENV_PREFIX, Settings, SettingsError, load_settings
+from lychee_server.telemetry import TelemetryError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,13 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = load_settings(os.environ, flags)
         app = create_app(settings)
-    except (SettingsError, KeysError, PolicyError, CurveError) as error:
+    except (SettingsError, KeysError, PolicyError, CurveError, TelemetryError) as error:
         return _fail(str(error), BAD_SETTINGS)
     try:
         listener = _listen(settings.host, settings.port)
     except OSError as error:
         return _fail(f"cannot listen on {settings.host}:{settings.port}: {_reason(error)}", NO_ADDRESS)
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     with listener:
         _serve(settings, app, listener)
     return 0

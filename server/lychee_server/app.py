@@ -25,6 +25,7 @@ from lychee_server.pool import EnginePool
 from lychee_server.reload import Reloads
 from lychee_server.routes import completions, models, operations, page, passed, sparsity
 from lychee_server.speed import SpeedReference
+from lychee_server.telemetry import Tracing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
@@ -35,7 +36,10 @@ log = logging.getLogger(__name__)
 
 
 def create_app(
-    settings: Settings, engines: EnginePool | None = None, registry: CollectorRegistry | None = None
+    settings: Settings,
+    engines: EnginePool | None = None,
+    registry: CollectorRegistry | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """Build the application; all of its state is on `app.state`.
 
@@ -43,11 +47,13 @@ def create_app(
         settings: validated settings.
         engines: the engines; the application closes them. Default: those of the settings.
         registry: where the metrics go. Default: a new one.
+        tracing: where spans go. Default: as the settings say.
 
     Raises:
         PolicyError: the policy file cannot be used.
         KeysError: the keys file cannot be used.
         CurveError: the speed curve cannot be used.
+        TelemetryError: tracing is asked for and not installed.
     """
     registry = registry if registry is not None else CollectorRegistry()
     metrics = GatewayMetrics(registry)
@@ -75,6 +81,7 @@ def create_app(
         admission=admission,
         drain=Drain(settings.drain_timeout),
         reloads=_reloads(settings, budgets, authentication),
+        tracing=Tracing(settings.otlp_endpoint) if tracing is None else tracing,
     )
     app = FastAPI(
         title="lychee gateway",
@@ -97,6 +104,7 @@ def create_app(
         retry_after=settings.retry_after,
         access_log=settings.access_log,
     )
+    gateway.tracing.install(app)
     return app
 
 
@@ -134,3 +142,4 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             task.cancel()
         await asyncio.wait(watching)
         await gateway.engines.aclose()
+        await asyncio.to_thread(gateway.tracing.close)

@@ -27,7 +27,6 @@ from lychee_server.sse import EventSplitter, dump_json, parse_object
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
     from lychee_server.admission import Admission, Place
@@ -44,11 +43,10 @@ if TYPE_CHECKING:
     from lychee_server.settings import Settings
     from lychee_server.speed import SpeedReference
     from lychee_server.tally import AnswerTally
+    from lychee_server.telemetry import Tracing
     from lychee_server.upstream import EngineResponse
 
 log = logging.getLogger(__name__)
-
-_TRACE_HEADERS = ("traceparent", "tracestate")
 
 
 class _ClientGone(Exception):
@@ -68,6 +66,7 @@ class Gateway:
     admission: Admission
     drain: Drain
     reloads: Reloads
+    tracing: Tracing
     speed: SpeedReference
 
 
@@ -268,11 +267,6 @@ class EngineAnswer(Response):
         with contextlib.suppress(_ClientGone):
             await self._send(end, send)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def trace_of(request: Request) -> dict[str, str]:
-    """Return the headers of the W3C trace context that go on to the engine."""
-    return {name: request.headers[name] for name in _TRACE_HEADERS if name in request.headers}
 
 
 async def _until_client_leaves(receive: Receive) -> None:

@@ -12,6 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 
 from lychee_server.errors import CLIENT_GONE, NoSuchTier, NotAuthenticated, error_response
 from lychee_server.keys import ANONYMOUS
+from lychee_server.telemetry import trace_id
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -42,12 +43,14 @@ class RequestRecord:
     Attributes:
         request_id: the client's, or a new one.
         started: `time.perf_counter()` at its begin.
+        trace_id: of the W3C trace context it came with.
         status: what it ended with; set by whoever knows better than the status line that was sent.
     """
 
     request_id: str
     started: float
     status: int | None = None
+    trace_id: str | None = None
 
 
 class RequestMiddleware:
@@ -79,7 +82,8 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        record = RequestRecord(_request_id(headers), time.perf_counter())
+        trace = trace_id(headers.get("traceparent"))
+        record = RequestRecord(_request_id(headers), time.perf_counter(), trace_id=trace)
         state = scope.setdefault("state", {})
         state["record"], state["caller"] = record, ANONYMOUS
         sent_status = 500
@@ -124,6 +128,7 @@ class RequestMiddleware:
                 "method": method,
                 "path": path,
                 "caller": caller.id,
+                "trace_id": record.trace_id,
                 "status": status,
                 "seconds": round(time.perf_counter() - record.started, 4),
             },

@@ -97,10 +97,15 @@ class Settings(BaseModel):
     breaker_pause: Seconds = Field(default=10.0, description="how long; then one request tries it")
     retry_after: int = Field(default=5, ge=1, le=3600, description="`Retry-After` of 429 and 503 answers")
     policy_file: OptionalFile = Field(default=None, description="the budget policy, a YAML file; SIGHUP reads it again")
+    otlp_endpoint: HttpUrl | None = Field(
+        default=None,
+        description="collector (OTLP/HTTP) that gets a span for each request; needs the extra `otel`",
+    )
     curve_file: OptionalFile = Field(
         default=None, description="the engine's speed curve, a JSON file that `lychee-sgl calibrate` wrote"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least severe log line")
+    log_format: Literal["json", "text"] = Field(default="json", description="log lines for machines or for people")
     access_log: bool = Field(default=False, description="one log line for every request")
 
     @property

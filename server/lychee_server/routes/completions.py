@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from lychee_server import docs
 from lychee_server.body import check_body, prepare, read_json_object
 from lychee_server.budget import parse_lychee
-from lychee_server.forward import EngineAnswer, Gateway, trace_of
+from lychee_server.forward import EngineAnswer, Gateway
 from lychee_server.middleware import CHAT, COMPLETIONS
 from lychee_server.policy.lengths import prompt_text
 from lychee_server.routes.sparsity import tier_of
@@ -48,6 +48,5 @@ async def _forward(request: Request, path: str, required: str) -> Response:
     completion = prepare(body, required, decision, text)
     learn = functools.partial(gateway.budgets.learn, engine, completion)
     tally = AnswerTally(completion, gateway.metrics, record.started, learn)
-    return EngineAnswer(
-        gateway, engine, completion, path, trace_of(request), record=record, caller=request.state.caller, tally=tally
-    )
+    trace, caller = gateway.tracing.headers(request), request.state.caller
+    return EngineAnswer(gateway, engine, completion, path, trace, record=record, caller=caller, tally=tally)

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from lychee_server import docs
 from lychee_server.body import Completion, check_body, dump_body, prompt_head, read_json_object
 from lychee_server.errors import InvalidRequest
-from lychee_server.forward import EngineAnswer, Gateway, trace_of
+from lychee_server.forward import EngineAnswer, Gateway
 from lychee_server.middleware import EMBEDDINGS, RESPONSES
 from lychee_server.tally_passed import PassedTally
 
@@ -72,6 +72,5 @@ def _pass(request: Request, path: str, body: dict[str, Any], rids: tuple[str, ..
         head=prompt_head(body["input"]),
     )
     tally = PassedTally(completion, gateway.metrics, record.started)
-    return EngineAnswer(
-        gateway, None, completion, path, trace_of(request), record=record, caller=request.state.caller, tally=tally
-    )
+    trace, caller = gateway.tracing.headers(request), request.state.caller
+    return EngineAnswer(gateway, None, completion, path, trace, record=record, caller=caller, tally=tally)
