@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.console import Console
 
-from lychee_sgl.heads.cli_train import ablate, plot, train
+from lychee_sgl.heads.cli_train import ablate, plot, step_time, train
 from lychee_sgl.heads.heuristic import heuristic_plan
 from lychee_sgl.heads.plan import HeadPlan, ModelShape
 from lychee_sgl.heads.terminal import command_line, one_line_errors, say, writable
@@ -177,6 +177,7 @@ def heuristic(
 app.command()(train)
 app.command()(plot)
 app.command()(ablate)
+app.command()(step_time)
 
 
 def _heads(plan: HeadPlan) -> list[tuple[int, int]]:

@@ -216,3 +216,37 @@ def ablate(
             say(f"time is up; the same command goes on ({out})")
             raise typer.Exit(UNFINISHED)
         say(f"done: {out / 'report.md'}")
+
+
+def step_time(
+    model: Annotated[Path, typer.Option(help="Folder with a config.json; weights are drawn")],
+    out: Annotated[Path, typer.Option(help="Where the measurement goes (JSON)")],
+    prompt: Annotated[int, typer.Option(min=2, help="Tokens of a prompt")] = 32768,
+    answer: Annotated[int, typer.Option(min=2, help="Tokens of an answer")] = 64,
+    retrieval_heads: Annotated[int, typer.Option(help="KV heads that retrieve")] = 32,
+    budget: Annotated[int, typer.Option(help="Tokens in a set")] = 4096,
+    draws: Annotated[int, typer.Option(help="Draws of the gates a step")] = 2,
+    steps: Annotated[int, typer.Option(help="Steps; the first is not counted")] = 6,
+    recompute: Annotated[bool, typer.Option(help="Less memory, more time")] = True,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda [default: a GPU if there is one]")] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "bfloat16",
+) -> None:
+    """Measure a training step on a model's shape, without its weights: what training a larger model will take."""
+    with one_line_errors():
+        writable(out)
+        if dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype is {dtype!r}; allowed: float32, bfloat16")
+        from lychee_sgl.heads.train.settings import TrainSettings
+        from lychee_sgl.heads.train.speed import RandomSamples, drawn_model, save_step_time
+        from lychee_sgl.heads.train.speed import step_time as measured
+
+        loaded = drawn_model(model, device=device, dtype=dtype)  # type: ignore[arg-type]  # checked above
+        settings = TrainSettings(
+            retrieval=retrieval_heads, budget=budget, draws=draws, steps=steps, sources="same-index", reference=1,
+            recompute=recompute,
+        )  # fmt: skip
+        samples = RandomSamples(prompt=prompt, answer=answer, vocabulary=loaded.model.config.vocab_size)
+        told = measured(loaded, settings, samples)
+        save_step_time(told, out)
+        memory = "" if told["peak_bytes"] is None else f", {told['peak_bytes'] / 2**30:.1f} GiB"
+        say(f"{told['device']}: {told['seconds']['median']:.2f} s a step{memory}")

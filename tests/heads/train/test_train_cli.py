@@ -87,3 +87,33 @@ def test_mistakes_are_one_line(model_folder: Path, questions: Path, tmp_path: Pa
         last = told.stderr.splitlines()[-1]
         assert last.startswith("error: ")
         assert message in last
+
+
+def test_a_steps_time_on_a_shape(model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((model_folder / "config.json").read_text())  # no weights, no tokeniser
+    out = tmp_path / "step.json"
+    words = [
+        "step-time",
+        "--model",
+        str(tmp_path),
+        "--out",
+        str(out),
+        "--prompt",
+        "60",
+        "--answer",
+        "5",
+        "--budget",
+        "16",
+    ]
+    told = CliRunner().invoke(
+        app, [*words, "--retrieval-heads", "6", "--steps", "4", "--device", "cpu", "--dtype", "float32"]
+    )
+    assert told.exit_code == 0, told.output
+    measured = json.loads(out.read_text())
+    assert measured["steps"] == 3
+    assert 0 < measured["seconds"]["low"] <= measured["seconds"]["median"] <= measured["seconds"]["high"]
+    assert measured["peak_bytes"] is None
+    assert measured["settings"]["recompute"]
+    refused = CliRunner().invoke(app, [*words, "--steps", "3", "--retrieval-heads", "6", "--device", "cpu"])
+    assert refused.exit_code == 1
+    assert "steps is 3; allowed: 4 or more" in refused.stderr
