@@ -7,12 +7,13 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import torch
 
 from lychee_sgl.heads.ablate.names import at_count
-from lychee_sgl.heads.checks import write_text
+from lychee_sgl.heads.checks import canonical_json, write_text
 from lychee_sgl.heads.evaluate.run import run_exam
 from lychee_sgl.heads.evaluate.variants import Variant
 from lychee_sgl.heads.gains import WEIGHTINGS
@@ -92,6 +93,7 @@ class Workshop:
         if self.late or not self.train():
             return self.trained(), None, False
         plans = self.plans()
+        self._check_answers(plans)
         shared = self._share_answers() if self.ablation.workers > 1 else True
         # what is left to ask is nothing, if others asked it; this reads what they wrote
         answers, done = self.answer(plans, late=not shared)
@@ -133,6 +135,26 @@ class Workshop:
                         f"{self._plan_file(name)} was trained with {key} {had.get(key)!r}, not {wanted[key]!r}; "
                         "remove it, or name the run otherwise"
                     )
+
+    def _check_answers(self, plans: dict[str, HeadPlan]) -> None:
+        """Refuse answers that were given under other plans of these names; answers are kept by name.
+
+        Raises:
+            ValueError: they were; the message names the plan.
+        """
+        folder = self.folder / "answers"
+        folder.mkdir(exist_ok=True)
+        kept = folder / "plans.json"
+        was = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+        for name, plan in plans.items():
+            told = plan.to_dict()
+            decides = {key: told[key] for key in ("roles", "sources")} | {
+                key: told["defaults"][key] for key in ("sinks", "recent")
+            }
+            digest = sha256(canonical_json(decides).encode()).hexdigest()
+            if was.setdefault(name, digest) != digest:
+                raise ValueError(f"{folder} holds answers under another plan called {name}; remove them, or rename it")
+        write_text(kept, json.dumps(was, indent=1) + "\n")
 
     def measure(self) -> None:
         """Gains by every weighting, at the training's budget."""
@@ -224,7 +246,8 @@ class Workshop:
         ablation = self.ablation
         made = {name: self._rival(name, ablation.retrieval) for name in ablation.rivals}
         for name in ablation.curve_rivals:
-            made |= {at_count(name, count): self._rival(name, count) for count in ablation.counts}
+            counts = [count for count in ablation.counts if count != ablation.retrieval or name not in made]
+            made |= {at_count(name, count): self._rival(name, count) for count in counts}
         for name, plan in made.items():
             plan.save(self._plan_file(name))
         plans = self.trained() | made | {name: HeadPlan.load(path) for name, path in ablation.plans.items()}

@@ -16,7 +16,7 @@ from lychee_sgl.heads.shapes import read_shape
 
 CONFIG = {
     "retrieval": 5,
-    "counts": [5, 7],
+    "counts": [4, 5, 7],
     "budgets": [24, 48],
     "curve_budgets": [24],
     "train": {"budget": 24, "sinks": 2, "recent": 4, "steps": 2, "draws": 2},
@@ -62,11 +62,12 @@ def test_a_whole_ablation_in_two_goes(config: Path, model_folder: Path, tmp_path
     report = json.loads((out / "report.json").read_text())
     assert report["complete"]
     assert report["questions"] == 4
-    assert {"kuma", "kuma-other", "kept", "random-5-heads", "random-7-heads", *RIVALS} <= set(report["plans"])
+    assert {"kuma", "kuma-other", "kept", "random-4-heads", "random-7-heads", *RIVALS} <= set(report["plans"])
     same_count = [name for name in ("kuma", *RIVALS) if not name.startswith("heuristic")]
     assert {report["plans"][name]["retrieval_heads"] for name in same_count} == {5}
     assert report["scores"]["dense"]["all"]["asked"] == 4
     assert report["scores"]["random@48"]["multi-value-192"]["asked"] == 2
+    assert "random-5-heads" not in report["plans"]  # that is `random`
     assert "random-7-heads@48" not in report["scores"]
     assert [entry["plans"] for entry in report["overlap"]] == [["kuma", "kuma-other"]]
     assert report["eighth"]["kept"]["budgets"] == {"192": 24}
@@ -85,6 +86,11 @@ def test_a_whole_ablation_in_two_goes(config: Path, model_folder: Path, tmp_path
     assert again.exit_code == 0
     assert "trained" not in again.stdout
 
+    kept = HeadPlan.load(config.parent / "kept.json")
+    HeadPlan("kept", kept.model, ("RRR", "SSS", "SSS", "SSS")).save(config.parent / "kept.json")
+    told = CliRunner().invoke(app, words)
+    assert told.exit_code == 1
+    assert "holds answers under another plan called kept" in told.stderr
     for change, message in (
         ({"gain_samples": 2}, "is of another ablation: gain_samples was 1 and is 2"),
         ({"runs": {"kuma": {"sources": "measured", "draws": 3}}}, "was trained with draws 2, not 3"),
@@ -129,7 +135,8 @@ def test_trainings_are_done_again_at_every_count(config: Path) -> None:
     config.write_text(yaml.safe_dump({**CONFIG, "curve_runs": ["kuma"]}))
     told = {name: (run.retrieval, run.sources, run.seed) for name, run in read_ablation(config).trainings().items()}
     assert told == {
-        "kuma": (5, "measured", 0), "kuma-other": (5, "measured", 1), "kuma-7-heads": (7, "measured", 0)
+        "kuma": (5, "measured", 0), "kuma-other": (5, "measured", 1),
+        "kuma-4-heads": (4, "measured", 0), "kuma-7-heads": (7, "measured", 0),
     }  # fmt: skip
 
 
