@@ -52,7 +52,10 @@ def spread_roles(model: Model, retrieval: int, seed: int) -> list[LayerHeads]:
 
 @dataclass(kw_only=True)
 class Step:
-    """One decode step of a batch over all layers; `pools` pools of keys and values take turns as the layers'."""
+    """One decode step of a batch over all layers; `pools` pools of keys and values take turns as the layers'.
+
+    `share` is another step whose pools and queries are used.
+    """
 
     model: Model
     lengths: list[int]
@@ -66,6 +69,7 @@ class Step:
     launch: Launch = field(default_factory=Launch)
     audit: bool = False
     scattered: bool = False
+    share: Step | None = None
 
     def __post_init__(self) -> None:
         model, batch, total = self.model, len(self.lengths), sum(self.lengths)
@@ -82,15 +86,11 @@ class Step:
             patterns=patterns,
         )
         self.tables = [LayerTable.build(layer, patterns, device) for layer in self.roles]
-        slots = (total + 1, heads, model.head_dim)
-        self.keys = [torch.empty(slots, dtype=self.dtype, device=device).normal_() for _ in range(self.pools)]
-        self.values = [torch.empty(slots, dtype=self.dtype, device=device).normal_() for _ in range(self.pools)]
-        order = torch.randperm(total, device=device) if self.scattered else torch.arange(total, device=device)
-        self.kv_indices = (1 + order).to(torch.int32)
-        self.queries = [
-            torch.randn(batch, heads * model.group, model.head_dim, dtype=self.dtype, device=device)
-            for _ in range(model.layers)
-        ]
+        if self.share is None:
+            self._draw(total, batch)
+        else:
+            for name in ("keys", "values", "kv_indices", "queries"):
+                setattr(self, name, getattr(self.share, name))
         self.outs = [torch.full_like(q, torch.nan) for q in self.queries]
         self.lse = torch.empty((batch, heads * model.group), dtype=torch.float32, device=device)
         self.seq_lens = torch.tensor(self.lengths, device=device)
@@ -117,6 +117,16 @@ class Step:
             score_capacity=-(-total // 16) * 16,
             device=device,
         )
+
+    def _draw(self, total: int, batch: int) -> None:
+        model, device = self.model, "cuda"
+        slots = (total + 1, model.kv_heads, model.head_dim)
+        self.keys = [torch.empty(slots, dtype=self.dtype, device=device).normal_() for _ in range(self.pools)]
+        self.values = [torch.empty(slots, dtype=self.dtype, device=device).normal_() for _ in range(self.pools)]
+        order = torch.randperm(total, device=device) if self.scattered else torch.arange(total, device=device)
+        self.kv_indices = (1 + order).to(torch.int32)
+        queries = (batch, model.kv_heads * model.group, model.head_dim)
+        self.queries = [torch.randn(queries, dtype=self.dtype, device=device) for _ in range(model.layers)]
 
     def make_plan(self) -> None:
         """Decides the rows and cuts up the work, as once before every step."""

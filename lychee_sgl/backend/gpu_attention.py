@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,7 @@ from lychee_kernels.hybrid_decode.triton import Launch, attend_layer, select_lay
 from lychee_kernels.work import DecodePlan, LayerTable, WorkShape, Workspace
 from lychee_sgl import compat
 from lychee_sgl.backend.hybrid import HybridHeads
-from lychee_sgl.backend.results import DeviceSteps, HostSteps
-from lychee_sgl.backend.summary import Step
+from lychee_sgl.backend.results import DenseSteps, DeviceSteps
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from lychee_sgl.backend.plans import ChosenPlan
     from lychee_sgl.config import EngineConfig
+
+logger = logging.getLogger(__name__)
 
 MAX_ROWS = 512
 """Largest batch that our kernels take; a larger one runs dense."""
@@ -106,18 +108,29 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
         )
         queries = kv_heads * self.shape.group
         self.lse = torch.empty((self.max_rows, queries), dtype=torch.float32, device=self.device)
+        pool = tokens * self._token_bytes()
+        logger.info(
+            "lychee: %.0f MiB for sets, scores and partial sums, %.2f %% of the KV pool; sparse rows may have %d tokens "
+            "of context together",
+            self.workspace.bytes() / 2**20,
+            100 * self.workspace.bytes() / pool,
+            capacity,
+        )
         self._slots = torch.empty(0, dtype=torch.int32, device=self.device)
         self._selection = torch.cuda.Stream(self.device)
         self._selecting = False
 
     def _score_capacity(self, tokens: int, writers: int) -> int:
         """Tokens of context whose scores fit the share of the pool that they may take; one whole context at least."""
-        model = self.plan.model
-        buffer = self.token_to_kv_pool.get_key_buffer(0)
-        pool = 2 * tokens * model.num_hidden_layers * self.shape.kv_heads * model.head_dim * buffer.element_size()
-        a_token = max(1, writers) * (4 * self.shape.group + 2)
+        pool = tokens * self._token_bytes()
+        a_token = max(1, writers) * (2 * self.shape.group + 2)
         # a multiple of 16, so that every row of scores begins where wide stores may
         return -(-max(self.context_window, int(pool * WORKSPACE_SHARE / a_token)) // 16) * 16
+
+    def _token_bytes(self) -> int:
+        """Bytes of one token's keys and values in the pool."""
+        model, buffer = self.plan.model, self.token_to_kv_pool.get_key_buffer(0)
+        return 2 * model.num_hidden_layers * self.shape.kv_heads * model.head_dim * int(buffer.element_size())
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         """Prepares a forward pass that runs without a graph."""
@@ -229,7 +242,7 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
             torch.cuda.current_stream().wait_stream(self._selection)
             self._selecting = False
 
-    def take_results(self) -> DeviceSteps | HostSteps | None:
+    def take_results(self) -> DeviceSteps | DenseSteps | None:
         """Gives the statistics of the decode step that has just run, or None after anything else."""
         step, self._step = self._step, None
         if step is None:
@@ -240,17 +253,7 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
                 self.step_plan, self.workspace, self.shape, self.readers, self.retrieval, len(step.slots)
             )
             return DeviceSteps(report, heads, [fallback is None for fallback in step.fallbacks])
-        return HostSteps([self._dense_step(step, row, heads) for row in range(len(step.slots))])
-
-    def _dense_step(self, step: DecodeStep, row: int, heads: int) -> Step:
-        length, fallback = step.lengths[row], step.fallbacks[row]
-        return Step(
-            attended=length * heads,
-            dense_equivalent=length * heads,
-            # a batch larger than our kernels take
-            fallback=int(Fallback.WORKSPACE if fallback is None else fallback),
-            budget=self.table.host_budget(step.slots[row], length),
-            context=length,
-            recall=None,
-            batch=len(step.slots),
-        )
+        budgets = [self.table.host_budget(*row) for row in zip(step.slots, step.lengths, strict=True)]
+        # without a reason of its own: a batch larger than our kernels take
+        reasons = [int(Fallback.WORKSPACE if fallback is None else fallback) for fallback in step.fallbacks]
+        return DenseSteps(step.lengths, budgets, reasons, heads)

@@ -27,6 +27,26 @@ class HostSteps:
         return tuple(self._steps[row])
 
 
+class DenseSteps:
+    """Statistics of a step in which every row ran dense: known without asking the device.
+
+    Args:
+        lengths: the rows' contexts.
+        budgets: what their sets might have held, or `DENSE`.
+        fallbacks: why each ran dense.
+        heads: KV heads of all layers.
+    """
+
+    def __init__(self, lengths: list[int], budgets: list[int], fallbacks: list[int], heads: int) -> None:
+        self._lengths, self._budgets, self._fallbacks, self._heads = lengths, budgets, fallbacks, heads
+        self.sparse = [False] * len(lengths)
+
+    def __getitem__(self, row: int) -> tuple[Any, ...]:
+        length = self._lengths[row]
+        entries = length * self._heads
+        return (entries, entries, self._fallbacks[row], self._budgets[row], length, None, len(self._lengths))
+
+
 class DeviceSteps:
     """Statistics that a device is still computing; SGLang reads them by row once its own copies have arrived.
 
