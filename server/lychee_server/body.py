@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
+
+import orjson
 
 from lychee_server.budget import merge_custom_params
 from lychee_server.errors import BodyTooLarge, BodyTooSlow, InvalidRequest, UnsupportedMediaType
@@ -63,7 +66,7 @@ async def read_json_object(request: Request, max_bytes: int, timeout: float) -> 
     except TimeoutError:
         raise BodyTooSlow(f"the body did not arrive within {timeout:g} seconds") from None
     try:
-        value = json.loads(raw.decode(), parse_constant=_refuse_constant)
+        value = json.loads(raw.decode(), parse_constant=_refuse_constant, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise InvalidRequest(
             f"the body is not UTF-8: {error.reason} at byte {error.start}", code="invalid_json"
@@ -92,6 +95,14 @@ async def _read(request: Request, max_bytes: int) -> bytes:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        # A literal such as 1e999 is JSON, but no number that anything behind us could hold.
+        raise InvalidRequest("a number in the body is out of range", code="invalid_json")
+    return value
 
 
 def _json_type(value: object) -> str:
@@ -191,9 +202,10 @@ def prompt_head(prompt: object) -> bytes:
 def dump_body(body: dict[str, Any]) -> bytes:
     """Write a body for the engine; raises `InvalidRequest` for what JSON cannot hold."""
     try:
-        return json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
-    except ValueError:
-        # A literal such as 1e999 is JSON, but no number that anything behind us could hold.
-        raise InvalidRequest("a number in the body is out of range", code="invalid_json") from None
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        pass  # an integer above 64 bits, half a surrogate pair, many levels: what only the standard library writes
+    try:
+        return json.dumps(body, separators=(",", ":")).encode()
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply", code="invalid_json") from None

@@ -23,18 +23,20 @@ class Drain:
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._over = asyncio.Event()
+        self._over: asyncio.Future[None] | None = None
         self.begun = False
 
     def begin(self) -> None:
         """Start the clock; must be called on the event loop."""
         if not self.begun:
             self.begun = True
-            asyncio.get_running_loop().call_later(self._timeout, self._over.set)
+            asyncio.get_running_loop().call_later(self._timeout, self.over().set_result, None)
 
-    async def over(self) -> None:
-        """Wait until open requests must end."""
-        await self._over.wait()
+    def over(self) -> asyncio.Future[None]:
+        """Return what is done when open requests must end. All requests share it: nobody may cancel it."""
+        if self._over is None:
+            self._over = asyncio.get_running_loop().create_future()
+        return self._over
 
 
 class DrainingServer(uvicorn.Server):

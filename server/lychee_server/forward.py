@@ -135,10 +135,9 @@ class EngineAnswer(Response):
         """Do the work, unless the client leaves or the shutdown's time is over before."""
         working = asyncio.ensure_future(work)
         leaving = asyncio.ensure_future(_until_client_leaves(receive))
-        draining = asyncio.ensure_future(self._gateway.drain.over())
-        tasks = {working, leaving, draining}
+        tasks = {working, leaving}
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({*tasks, self._gateway.drain.over()}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in tasks:
                 task.cancel()
