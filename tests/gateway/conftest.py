@@ -34,6 +34,7 @@ class RunningGateway:
     registry: CollectorRegistry
     http: httpx.Client
     engine: str  # label of its (first) engine
+    closing: contextlib.ExitStack  # closes at the end what a test has opened
 
     def value(self, name: str, /, **labels: str) -> float:
         return self.registry.get_sample_value(name, labels) or 0.0
@@ -53,7 +54,8 @@ class RunningGateway:
         return self.http.get("/readyz").status_code == 200
 
     def openai(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.server.url}/v1", api_key="unused", max_retries=0, timeout=20)
+        client = openai.OpenAI(base_url=f"{self.server.url}/v1", api_key="unused", max_retries=0, timeout=20)
+        return self.closing.enter_context(client)
 
     def chat(self, **body: Any) -> httpx.Response:
         return self.http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "hi"}], **body})
@@ -83,7 +85,7 @@ def start_gateway(running: RunningEngine) -> Iterator[Callable[..., RunningGatew
             server = ThreadedServer(app, lambda config: DrainingServer(config, drain, chosen))
             stack.enter_context(serving(server))
             http = stack.enter_context(httpx.Client(base_url=server.url, timeout=20))
-            gateway = RunningGateway(server, registry, http, urlsplit(chosen.all_engine_urls[0]).netloc)
+            gateway = RunningGateway(server, registry, http, urlsplit(chosen.all_engine_urls[0]).netloc, stack)
             if wait:
                 wait_until(gateway.ready)
             return gateway
