@@ -59,6 +59,8 @@ def save_curves_png(report: dict[str, Any], png: Path) -> None:
     by_count.set(xlabel="retrieval heads, % of all")
     by_recall.set(xlabel="retrieval heads, % of all", ylabel="attention-mass recall")
     by_budget.set(xlabel="budget, tokens", xscale="log")
+    by_budget.set_xticks(report["budgets"], labels=[str(budget) for budget in report["budgets"]])
+    by_budget.minorticks_off()
     for axes in (by_count, by_recall, by_budget):
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)
