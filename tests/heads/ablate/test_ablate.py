@@ -1,6 +1,7 @@
 """A whole ablation of a tiny model, cut short once; and configurations that do not do."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,11 @@ def test_a_whole_ablation_in_two_goes(config: Path, model_folder: Path, tmp_path
     told = CliRunner().invoke(app, words)
     assert told.exit_code == 1
     assert "holds answers under another plan called kept" in told.stderr
+    HeadPlan("kept", replace(kept.model, num_hidden_layers=3), ("RRR", "SSS", "SSS")).save(config.parent / "kept.json")
+    told = CliRunner().invoke(app, words)
+    assert told.exit_code == 1
+    assert "3 layers" in told.stderr
+    assert "4 layers" in told.stderr
     for change, message in (
         ({"gain_samples": 2}, "is of another ablation: gain_samples was 1 and is 2"),
         ({"runs": {"kuma": {"sources": "measured", "draws": 3}}}, "was trained with draws 2, not 3"),
