@@ -116,6 +116,7 @@ def measure_case(model: Model, lengths: list[int], bandwidth: float, repeats: in
         "speedup": dense / ours,
         "bytes_dense": dense_bytes,
         "bytes_read": bytes_read,
+        "ratio_of_bytes": dense_bytes / bytes_read,
         "ceiling_at_copy_bandwidth": dense / (bytes_read / bandwidth * 1e6),
         "ours_tb_per_s": bytes_read / ours / 1e6,
         "flashinfer_tb_per_s": dense_bytes / dense / 1e6,
@@ -135,7 +136,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--out", type=Path, default=Path("gpu-attention.json"))
     args = parser.parse_args()
-    bandwidth = copy_bandwidth() / 1.0
+    bandwidth = copy_bandwidth()
     record: dict[str, Any] = {
         "command": " ".join(["python", "kernels/benchmarks/attention.py", *sys.argv[1:]]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),

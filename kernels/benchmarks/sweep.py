@@ -40,9 +40,22 @@ def main() -> None:
         base = None
         for block, warps, stages, per_sm in itertools.product(args.blocks, args.warps, args.stages, args.per_sm):
             step = Step(
-                model=model, lengths=[length] * batch, budgets=[DENSE if args.dense else 4096] * batch, roles=roles, programs=processors * per_sm,
-                block=block, pools=8 if args.whole else 2, launch=Launch(warps=warps, stages=stages, registers=args.registers, count_warps=args.count_warps, count_programs=args.count_programs), chunk=args.chunk,
-            )  # fmt: skip
+                model=model,
+                lengths=[length] * batch,
+                budgets=[DENSE if args.dense else 4096] * batch,
+                roles=roles,
+                programs=processors * per_sm,
+                block=block,
+                chunk=args.chunk,
+                pools=8 if args.whole else 2,
+                launch=Launch(
+                    warps=warps,
+                    stages=stages,
+                    registers=args.registers,
+                    count_warps=args.count_warps,
+                    count_programs=args.count_programs,
+                ),
+            )
             step.make_plan()
             if base is None:
                 dense = DenseStep(step)

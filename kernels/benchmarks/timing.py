@@ -66,7 +66,7 @@ def kernel_times(graph: torch.cuda.CUDAGraph) -> dict[str, dict[str, float]]:
 
 def copy_bandwidth() -> float:
     """Bytes per second, read and written, of a large copy on this device."""
-    source = torch.empty(2**31, dtype=torch.uint8, device="cuda").random_()
+    source = torch.empty(2**31, dtype=torch.float32, device="cuda").normal_()
     target = torch.empty_like(source)
     graph = capture(lambda: target.copy_(source))
-    return 2 * 2**31 / (time_graphs({"copy": graph})["copy"]["median_us"] * 1e-6)
+    return 2 * 4 * 2**31 / (time_graphs({"copy": graph})["copy"]["median_us"] * 1e-6)

@@ -1,10 +1,10 @@
 """How a decode step's work is cut up on a GPU, and the memory that its kernels share (DESIGN.md 8).
 
-A layer's work is a list of *blocks* of `block` tokens, row after row. A row's blocks come in sections: the heads that read
-the whole context (all of them in a dense row, the retrieval heads in another), the sparse heads, and, where the row is
-audited, the sparse heads once more over the whole context. `programs` programs take equal *spans* of that list, whatever
-rows and heads a span crosses. Within a section the order is by *items*, an item being a span's length of one head's list,
-heads fastest: programs that run side by side then read the same tokens of neighbouring heads.
+A layer's work is a list of *blocks* of `block` tokens, row after row. A row's blocks come in sections: the heads that
+read the whole context (all of them in a dense row, the retrieval heads in another), the sparse heads, and, where the
+row is audited, the sparse heads once more over the whole context. `programs` programs take equal *spans* of that
+list, whatever rows and heads a span crosses. Within a section the order is by *items*, an item being a span's length
+of one head's list, heads fastest: programs that run side by side then read the same tokens of neighbouring heads.
 """
 
 from __future__ import annotations

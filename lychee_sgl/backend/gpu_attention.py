@@ -1,4 +1,4 @@
-"""The attention backend `lychee` on a GPU: FlashInfer for prefill and for batches that are all dense, our kernels else."""
+"""The attention backend `lychee` on a GPU: FlashInfer for prefill and all-dense batches, our kernels for the rest."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class DecodeStep:
 class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
     """Hybrid-head decode inside SGLang on a GPU (DESIGN.md 2 and 8).
 
-    SGLang captures every batch size twice. The variant `dense` is FlashInfer's decode as SGLang runs it, for batches all
-    of whose rows run dense; `sparse` is ours, for any mixture. Which one runs is decided on the host before each step.
+    SGLang captures every batch size twice. The variant `dense` is FlashInfer's decode as SGLang runs it, for batches
+    all of whose rows run dense; `sparse` is ours, for any mixture. Which one runs is decided on the host before a step.
 
     Args:
         runner: SGLang's ModelRunner.
@@ -110,7 +110,7 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
         self.lse = torch.empty((self.max_rows, queries), dtype=torch.float32, device=self.device)
         pool = tokens * self._token_bytes()
         logger.info(
-            "lychee: %.0f MiB for sets, scores and partial sums, %.2f %% of the KV pool; sparse rows may have %d tokens "
+            "lychee: %.0f MiB for sets, scores and sums, %.2f %% of the KV pool; sparse rows may have %d tokens "
             "of context together",
             self.workspace.bytes() / 2**20,
             100 * self.workspace.bytes() / pool,
@@ -125,12 +125,13 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
         pool = tokens * self._token_bytes()
         a_token = max(1, writers) * (2 * self.shape.group + 2)
         # a multiple of 16, so that every row of scores begins where wide stores may
-        return -(-max(self.context_window, int(pool * WORKSPACE_SHARE / a_token)) // 16) * 16
+        return -(-max(int(self.context_window), int(pool * WORKSPACE_SHARE / a_token)) // 16) * 16
 
     def _token_bytes(self) -> int:
         """Bytes of one token's keys and values in the pool."""
         model, buffer = self.plan.model, self.token_to_kv_pool.get_key_buffer(0)
-        return 2 * model.num_hidden_layers * self.shape.kv_heads * model.head_dim * int(buffer.element_size())
+        entry: int = buffer.element_size()
+        return 2 * int(model.num_hidden_layers) * self.shape.kv_heads * int(model.head_dim) * entry
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         """Prepares a forward pass that runs without a graph."""
@@ -203,9 +204,11 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
         result = torch.empty_like(queries)
         table, lse = self.layers[layer.layer_id], self.lse[: len(queries)]
         self._join_selection()
+        keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
         attend_layer(
             queries,
-            *self.token_to_kv_pool.get_kv_buffer(layer.layer_id),
+            keys,
+            values,
             self._slots,
             table,
             self.step_plan,
@@ -232,7 +235,7 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
                 self.step_plan,
                 self.workspace,
                 self.shape,
-                max_context=self.context_window,
+                max_context=int(self.context_window),
                 launch=self.launch,
             )
         self._selecting = True

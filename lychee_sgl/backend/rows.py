@@ -1,4 +1,4 @@
-"""The row tables: what every request slot asked for, on the device and, for decisions that the host makes, beside it."""
+"""The row tables: what every request slot asked for, on the device and, for the host's own decisions, beside it."""
 
 from __future__ import annotations
 

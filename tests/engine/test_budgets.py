@@ -1,6 +1,7 @@
 """From `custom_params` to row tables: what is refused, what is filled in, how each row of a step is decided."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -134,3 +135,25 @@ def test_a_reused_slot_inherits_nothing() -> None:
     assert table.params[1].tolist() == fresh.params[1].tolist()
     assert table.values[1] == 0
     table.write([], [], [])
+
+
+def test_the_host_decides_as_the_device_does() -> None:
+    rng = random.Random()
+    table = RowTable(40, "cpu")
+    slots = list(range(1, 41))
+    specs = [
+        spec(
+            mode=rng.choice(list(Mode)),
+            budget=rng.choice([DENSE, 0, 1, rng.randrange(1, 400)]),
+            value=rng.choice([0.1, 0.3, 1.0, rng.random()]),
+        )
+        for _ in slots
+    ]
+    table.write(slots, specs, [1] * len(slots))
+    lengths = [rng.randrange(2, 500) for _ in slots]
+    device = table.step(torch.tensor(slots), torch.tensor(lengths), dense_below=60, recall_every=0)
+    host = table.host_fallbacks(slots, lengths, 60)
+    assert [fallback is not None for fallback in host] == device.rows.dense.tolist()
+    assert [int(fallback or 0) for fallback in host] == device.fallback.tolist()
+    budgets = [table.host_budget(slot, length) for slot, length in zip(slots, lengths, strict=True)]
+    assert budgets == device.bound.tolist()

@@ -10,7 +10,9 @@ LONGEST_FILE = 400
 LONGEST_FUNCTION = 60
 # A compiled kernel cannot be cut into functions at will, so these files get twice as much.
 LONGEST_KERNEL = 120
-KERNEL_FILE = re.compile(r"/triton\.py$|^lychee_sgl/cpu/loops\.py$")
+KERNEL_FILE = re.compile(
+    r"^kernels/lychee_kernels/\w+/(triton|attend|merge|histogram|compact)\.py$|^lychee_sgl/cpu/loops\.py$"
+)
 # Places of one machine. A path in a document has to work on every one.
 MACHINE_PATH = re.compile(r"(?<![\w.~}$-])/(?:root|work|tmp|opt|mnt|home|Users)/\w")
 UNANCHORED = re.compile(r"\b(?:TODO|FIXME|XXX|HACK)\b(?!\()")

@@ -62,6 +62,53 @@ def _fold(  # type: ignore[no-untyped-def]
     return scores, acc, total, new_top
 
 
+@triton.jit
+def _clear(  # type: ignore[no-untyped-def]
+    histogram_ptr, mass_ptr, finished_ptr, histogram_stride, rows, BINS: tl.constexpr
+):
+    """Empties what the selection of this layer counts into; `rows` is rows times writers, shared by all programs."""
+    bins = tl.arange(0, BINS)
+    batch, writers = rows
+    for z in range(tl.program_id(0), writers * batch, tl.num_programs(0)):
+        at = (z // batch) * histogram_stride + (z % batch) * BINS
+        tl.store(histogram_ptr + at + bins, tl.zeros_like(bins))
+        tl.store(mass_ptr + at + bins, tl.zeros([BINS], dtype=tl.int64))
+        tl.store(finished_ptr + at // BINS, 0)
+
+
+@triton.jit
+def _locate(  # type: ignore[no-untyped-def]
+    y, item, readers, full, chosen, span, HEADS: tl.constexpr, AUDITS: tl.constexpr
+):
+    """What block y of a row is: (section, first head, j, item, blocks before, the item's blocks, its place in them).
+
+    Sections: 0 readers of everything, 1 followers of sets, 2 audit of the followers. `item` is the row's first; j
+    counts the section's heads.
+    """
+    followers = HEADS - readers
+    section = 0
+    first_head = 0
+    members = readers
+    blocks = full
+    if y >= readers * full:
+        y -= readers * full
+        item += readers * tl.cdiv(full, span)
+        section = 1
+        first_head = readers
+        members = followers
+        blocks = chosen
+        if AUDITS and y >= followers * chosen:
+            y -= followers * chosen
+            item += followers * tl.cdiv(chosen, span)
+            section = 2
+            blocks = full
+    split = y // (members * span)
+    rest = y - split * members * span
+    item_blocks = tl.minimum(span, blocks - split * span)
+    j = rest // item_blocks
+    return section, first_head, j, item + split * members + j, split * span, item_blocks, rest - j * item_blocks
+
+
 @triton.jit(do_not_specialize=["batch", "retrieval", "writers", "roots", "set_capacity"])
 def attend_kernel(  # type: ignore[no-untyped-def]
     q_ptr,
@@ -103,6 +150,7 @@ def attend_kernel(  # type: ignore[no-untyped-def]
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """One program's span of a layer's blocks: item after item, a running softmax over each one's tokens."""
     pid = tl.program_id(0)
     offs_g = tl.arange(0, GROUP_PAD)
     offs_d = tl.arange(0, HEAD_DIM)
@@ -110,15 +158,8 @@ def attend_kernel(  # type: ignore[no-untyped-def]
     lane = tl.arange(0, LANES)
     in_group = offs_g < GROUP
 
-    # the selection of this layer counts into these
     if WRITES:
-        offs_b = tl.arange(0, BINS)
-        for z in range(pid, writers * batch, tl.num_programs(0)):
-            at = (z // batch) * histogram_stride + (z % batch) * BINS
-            tl.store(histogram_ptr + at + offs_b, tl.zeros_like(offs_b))
-            tl.store(mass_ptr + at + offs_b, tl.zeros([BINS], dtype=tl.int64))
-            tl.store(finished_ptr + at // BINS, 0)
-
+        _clear(histogram_ptr, mass_ptr, finished_ptr, histogram_stride, (batch, writers), BINS)
     span = tl.load(span_ptr)
     ends = tl.load(block_ptr_ptr + 1 + lane, mask=lane < batch, other=2147483647)
     x = pid * span
@@ -126,39 +167,14 @@ def attend_kernel(  # type: ignore[no-untyped-def]
     while x < stop:
         b = tl.sum((ends <= x).to(tl.int32), 0)
         length, dense, readers, full, chosen = row_layout(rows_ptr, b, retrieval, BLOCK, HEADS)
-        item = tl.load(item_ptr_ptr + b)
-        y = x - tl.load(block_ptr_ptr + b)
-        followers = HEADS - readers
-        # which section: readers of everything, followers of sets, audit of the followers
-        section = 0
-        first_head = 0
-        members = readers
-        blocks = full
-        if y >= readers * full:
-            y -= readers * full
-            item += readers * tl.cdiv(full, span)
-            section = 1
-            first_head = readers
-            members = followers
-            blocks = chosen
-            if AUDITS:
-                if y >= followers * chosen:
-                    y -= followers * chosen
-                    item += followers * tl.cdiv(chosen, span)
-                    section = 2
-                    blocks = full
-        split = y // (members * span)
-        rest = y - split * members * span
-        item_blocks = tl.minimum(span, blocks - split * span)
-        j = rest // item_blocks
-        offset = rest - j * item_blocks
+        section, first_head, j, item, before, item_blocks, offset = _locate(
+            x - tl.load(block_ptr_ptr + b), tl.load(item_ptr_ptr + b), readers, full, chosen, span, HEADS, AUDITS
+        )
         take = tl.minimum(item_blocks - offset, stop - x)
-        item += split * members + j
-
         head_row = heads_ptr + (first_head + j) * 4
         head = tl.load(head_row)
         writes = tl.where((section == 0) & (dense == 0), tl.load(head_row + 1), -1)
-        lo = (split * span + offset) * BLOCK
+        lo = (before + offset) * BLOCK
         hi = lo + take * BLOCK
         kv_start = tl.load(kv_indptr_ptr + b)
         slots_ptr = kv_indices_ptr + kv_start

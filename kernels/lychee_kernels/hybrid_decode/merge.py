@@ -112,9 +112,8 @@ def merge_kernel(  # type: ignore[no-untyped-def]
     if tl.program_id(1) == 0:
         lse_all = tl.where(total > 0.0, top + tl.log2(tl.where(total > 0.0, total, 1.0)), NEG_INF)
         tl.store(lse_ptr + head_at, lse_all * LN_2)
-        if AUDITS:
-            if (reads_all == 0) & (tl.load(rows_ptr + b * FIELDS + 2) != 0):
-                wholes = list_lse(partial_lse_ptr, audit_start, step, full_items, GROUP, GROUP_PAD, PARTS)
-                offs_g = tl.arange(0, GROUP_PAD)
-                whole = tl.max(tl.where(offs_g == g, wholes, NEG_INF), 0)
-                tl.store(recall_ptr + b * recall_stride + head * GROUP + g, tl.exp2(lse_all - whole))
+        if AUDITS and (reads_all == 0) & (tl.load(rows_ptr + b * FIELDS + 2) != 0):
+            wholes = list_lse(partial_lse_ptr, audit_start, step, full_items, GROUP, GROUP_PAD, PARTS)
+            offs_g = tl.arange(0, GROUP_PAD)
+            whole = tl.max(tl.where(offs_g == g, wholes, NEG_INF), 0)
+            tl.store(recall_ptr + b * recall_stride + head * GROUP + g, tl.exp2(lse_all - whole))

@@ -14,13 +14,12 @@ from lychee_kernels.decode_plan.triton import plan_decode
 from lychee_kernels.hybrid_decode.api import HybridDecode
 from lychee_kernels.hybrid_decode.attend import attend_kernel
 from lychee_kernels.hybrid_decode.merge import merge_kernel
-from lychee_kernels.layout import TokenSets
 from lychee_kernels.select_tokens.compact import compact_kernel
 from lychee_kernels.select_tokens.histogram import count_scores_kernel
 from lychee_kernels.work import BINS, DecodePlan, LayerTable, Row, WorkShape, Workspace, lanes
 
 if TYPE_CHECKING:
-    from lychee_kernels.layout import DecodeRows, LayerHeads
+    from lychee_kernels.layout import DecodeRows, LayerHeads, TokenSets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,7 +268,7 @@ def hybrid_decode(
     shape: WorkShape | None = None,
     launch: Launch | None = None,
 ) -> HybridDecode:
-    """See `lychee_kernels.hybrid_decode`: plans, allocates and runs one layer. For tests; servers keep plan and workspace."""
+    """See `lychee_kernels.hybrid_decode`: plans, allocates and runs one layer. Servers keep plan and workspace."""
     batch, kv_heads, roots = len(q), len(heads.reads), sets.counts.shape[1]
     seq_lens = (kv_indptr[1:] - kv_indptr[:-1]).to(torch.int64)
     retrieval = kv_heads - heads.sparse

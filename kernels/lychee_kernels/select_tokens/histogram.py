@@ -1,10 +1,12 @@
 """First half of the selection: from scores to weights, and from weights to a histogram of their size.
 
-A weight's bin is the top of its float's bits, 32 bins for each factor of two. The last bin begins at or above 1/room, room
-being the positions that attention may choose: no more than that many weights are so large, they sum to 1. The first bin takes
-all weights that are 16 octaves smaller; over a context of n they sum to less than n / room * 2**-16. In between, the weights
-of one bin differ by less than 1/32 of themselves, and bins order as weights do.
-Sets bounded by `top_p` need the large weights as well: their bins are twice as wide, from 2**-32 to 1, and their masses exact.
+A weight's bin is the top of its float's bits, 32 bins for each factor of two. The last bin begins at or above 1/room,
+room being the positions that attention may choose: no more than that many weights are so large, they sum to 1. The
+first bin takes all weights that are 16 octaves smaller; over a context of n they sum to less than n / room * 2**-16. In
+between, the weights of one bin differ by less than 1/32 of themselves, and bins order as weights do.
+
+Sets bounded by `top_p` need the large weights as well: their bins are twice as wide, from 2**-32 to 1, and their masses
+are exact.
 """
 
 from __future__ import annotations
@@ -146,8 +148,8 @@ def count_chunk(  # type: ignore[no-untyped-def]
 ):
     """Writes a chunk's bins, adds its histogram to the row's, and keeps how many lie in each bin or higher.
 
-    A position that is kept anyway, lies behind the end or is not allowed by a threshold has the bin -1. Whoever counts the
-    last chunk of a row finds where the row's set ends.
+    A position that is kept anyway, lies behind the end or is not allowed by a threshold has the bin -1. Whoever counts
+    the last chunk of a row finds where the row's set ends.
     """
     row = rows_ptr + b * FIELDS
     length, bound, sinks, recent = tl.load(row), tl.load(row + 3), tl.load(row + 4), tl.load(row + 5)
