@@ -1,4 +1,4 @@
-"""How a decode step's work is cut up on a GPU, and the memory that its kernels share (DESIGN.md 8).
+"""How a decode step's work is cut up on a GPU, and the memory that its kernels share (DESIGN.md 9).
 
 A layer's work is a list of *blocks* of `block` tokens, row after row. A row's blocks come in sections: the heads that
 read the whole context (all of them in a dense row, the retrieval heads in another), the sparse heads, and, where the

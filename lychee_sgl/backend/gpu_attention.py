@@ -45,7 +45,7 @@ class DecodeStep:
 
 
 class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
-    """Hybrid-head decode inside SGLang on a GPU (DESIGN.md 2 and 8).
+    """Hybrid-head decode inside SGLang on a GPU (DESIGN.md 2 and 9).
 
     SGLang captures every batch size twice. The variant `dense` is FlashInfer's decode as SGLang runs it, for batches
     all of whose rows run dense; `sparse` is ours, for any mixture. Which one runs is decided on the host before a step.

@@ -1,0 +1,69 @@
+"""Draws the GPU's measurements: `python docs/plots.py` writes docs/images/gpu.png."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+DOCS = Path(__file__).parent
+KERNELS = {
+    "attend_kernel": "attend",
+    "merge_kernel": "merge",
+    "count_scores_kernel": "count",
+    "compact_kernel": "compact",
+}
+COLOURS = ("#2f6f8f", "#7fb3c8", "#c9803f", "#e6b980")
+
+
+def _speedups(axes: Any, record: dict[str, Any]) -> None:
+    shown = {name: line for name, line in record["lychee"]["batches"].items() if ":" not in name}
+    order = sorted(shown, key=lambda name: (int(name.split("x")[1]), int(name.split("x")[0])))
+    for row, name in enumerate(order):
+        stock = record["flashinfer"]["batches"].get(name, shown[name])["dense"]["median_ms"]
+        speedup = stock / shown[name]["sparse"]["median_ms"]
+        axes.barh(row, speedup, color=COLOURS[0] if shown[name]["attended_fraction"] < 1 else "#b9bec3")
+        axes.text(speedup + 0.03, row, f"{speedup:.2f}x", va="center", fontsize=8)
+    axes.set_xlim(0, 3.2)
+    axes.axvline(1, color="#555", linewidth=0.8)
+    axes.set_yticks(
+        range(len(order)), [f"{int(n.split('x')[0]) // 1024}K x {n.split('x')[1]}" for n in order], fontsize=8
+    )
+    axes.invert_yaxis()
+    axes.set_title("Tokens per second over FlashInfer's (grey: runs dense)", fontsize=9)
+
+
+def _split(axes: Any, record: dict[str, Any]) -> None:
+    for row, case in enumerate(record["cases"].values()):
+        left = 0.0
+        for colour, (kernel, label) in zip(COLOURS, KERNELS.items(), strict=True):
+            width = case["kernels"][kernel]["us"] / 1000
+            axes.barh(row, width, left=left, color=colour, label=label if row == 0 else None)
+            left += width
+        dense = case["times"]["flashinfer"]["median_us"] / 1000
+        axes.text(left + 0.05, row, f"FlashInfer {dense:.1f} ms", va="center", fontsize=8)
+    names = [f"{int(n.split('x')[0]) // 1024}K x {n.split('x')[1]}" for n in record["cases"]]
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 6)
+    axes.set_xlabel("ms of attention a token, all layers", fontsize=8)
+    axes.legend(fontsize=8, frameon=False, loc="upper right")
+    axes.set_title("Where the attention's time goes", fontsize=9)
+
+
+def main() -> None:
+    """Write the picture."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _speedups(left, json.loads((DOCS / "measurements" / "gpu-engine.json").read_text(encoding="utf-8")))
+    _split(right, json.loads((DOCS / "measurements" / "gpu-attention.json").read_text(encoding="utf-8")))
+    for axes in (left, right):
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(DOCS / "images" / "gpu.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
