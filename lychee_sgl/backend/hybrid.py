@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from lychee_kernels.decode_plan.api import DENSE
 from lychee_sgl import compat
 from lychee_sgl.backend.plans import layer_heads
 from lychee_sgl.backend.request import BudgetRequest, resolve
@@ -53,7 +55,12 @@ class HybridHeads:
                 asked = BudgetRequest.from_custom_params(req.sampling_params.custom_params, self.context_window)
             except ValueError:
                 asked = BudgetRequest()
-            specs.append(resolve(asked, self.plan.defaults, len(req.origin_input_ids)))
+            spec = resolve(asked, self.plan.defaults, len(req.origin_input_ids))
+            if (req.sampling_params.max_new_tokens or 2) <= 1:
+                # Its one token comes out of the prefill, but overlap scheduling has begun a step by then. Run dense,
+                # that step leaves the prompt fit for the radix cache: who warms it asks for one token.
+                spec = dataclasses.replace(spec, budget=DENSE)
+            specs.append(spec)
         self.table.write(
             [compat.req_pool_index(req) for req in reqs], specs, [len(req.origin_input_ids) for req in reqs]
         )

@@ -154,6 +154,13 @@ def test_the_radix_cache_holds_dense_kv_only(lychee: Client) -> None:
     assert after_dense.cached > len(prompt) + 30
 
 
+def test_a_request_for_one_token_leaves_its_prompt_in_the_cache(lychee: Client) -> None:
+    prompt = passage(300, seed=79)
+    lychee.flush()
+    lychee.generate(prompt, budget=100, tokens=1)
+    assert lychee.generate(prompt, budget=100, tokens=3).cached == len(prompt) - 1
+
+
 def test_dense_after_sparse_equals_dense_on_an_empty_cache(lychee: Client) -> None:
     prompt = passage(700, seed=78)
     lychee.flush()
