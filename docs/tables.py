@@ -178,6 +178,32 @@ def recall_hold(record: Record, file: str) -> str:
     )
 
 
+def gateway(record: Record, file: str) -> str:
+    """What the gateway adds to the first token, and what it holds."""
+    rows = [
+        (
+            f"{line['prompt_characters']:,}",
+            str(line["at_once"]),
+            *(f"{line[p]['added_ms']:.2f} ms" for p in ("p50", "p99")),
+        )
+        for line in record["first_token"]
+    ]
+    streams, mix = record["streams"], record["mix"]
+    saw = mix["clients_saw"]
+    return (
+        "Added to the time to first token, against asking the same scripted engine directly, in turns:\n\n"
+        f"{markdown(('prompt, characters', 'clients at once', 'p50', 'p99'), rows)}\n"
+        f"{streams['streams']} streams at once: {streams['chunks_received']:,} of "
+        f"{streams['chunks_expected']:,} chunks arrived, the gap between two was "
+        f"{milliseconds(streams['gap_seconds']['p99'])} at p99 where the engine pauses "
+        f"{milliseconds(streams['pause_seconds'])}. {mix['requests']:,} mixed requests to {mix['engines']} engines, "
+        f"killed {mix['kills']} times: {saw['answered']:,} answered, {saw['error']} errors, {saw['left']} clients left, "
+        f"{saw['refused']} refused, {saw.get('wrong', 0)} with somebody else's answer; "
+        f"{len(mix['problems'])} differences between these and the gateway's metrics.\n\n"
+        f"{origin(record, file, '../docs/measurements')}"
+    )
+
+
 def _fixed(same: Record | None) -> str:
     return "-" if same is None else f"{same['budget']:.0f}: {percent(same['attended_fraction'])}"
 
@@ -309,6 +335,7 @@ TABLES: dict[str, tuple[str, Callable[[Record, str], str]]] = {
     "start": ("start.json", start),
     "gpu-engine": ("gpu-engine.json", gpu_engine),
     "gpu-attention": ("gpu-attention.json", gpu_attention),
+    "gateway": ("gateway.json", gateway),
     "recall-hold": ("recall-hold.json", recall_hold),
 }
 
