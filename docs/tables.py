@@ -197,8 +197,8 @@ def gateway(record: Record, file: str) -> str:
         f"{streams['chunks_expected']:,} chunks arrived, the gap between two was "
         f"{milliseconds(streams['gap_seconds']['p99'])} at p99 where the engine pauses "
         f"{milliseconds(streams['pause_seconds'])}. {mix['requests']:,} mixed requests to {mix['engines']} engines, "
-        f"killed {mix['kills']} times: {saw['answered']:,} answered, {saw['error']} errors, {saw['left']} clients left, "
-        f"{saw['refused']} refused, {saw.get('wrong', 0)} with somebody else's answer; "
+        f"killed {mix['kills']} times: {saw['answered']:,} answered, {saw['error']} errors, {saw['left']} clients "
+        f"left, {saw['refused']} refused, {saw.get('wrong', 0)} with somebody else's answer; "
         f"{len(mix['problems'])} differences between these and the gateway's metrics.\n\n"
         f"{origin(record, file, '../docs/measurements')}"
     )
