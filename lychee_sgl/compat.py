@@ -46,6 +46,19 @@ def keep_out_of_radix_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tu
     return args[:2], {**kwargs, name: False}
 
 
+def keep_prompt(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Puts a prompt into the radix cache, as SGLang does after the prefill of a request that goes on.
+
+    Takes the arguments of `release_kv_cache(req, tree_cache, ...)`, and does nothing where that would insert nothing.
+    0.5.23 has no call for it: there a prompt whose first token is its last is not kept.
+    """
+    named = dict(zip(("req", "tree_cache", "is_insert"), args, strict=False)) | kwargs
+    insert = named.get("is_insert", named.get("checkpoint", True))
+    keep = getattr(named["tree_cache"], "cache_unfinished_req", None)
+    if insert and keep is not None:
+        keep(named["req"])
+
+
 def write_kv(pool: Any, layer: RadixAttention, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     """Writes keys and values of new tokens into the pool of a model without sliding windows."""
     from sglang.srt.mem_cache.memory_pool import KVWriteLoc

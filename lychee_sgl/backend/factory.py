@@ -32,11 +32,35 @@ def check_server_args(runner: Any) -> None:
         (args.speculative_algorithm is not None, f"--speculative-algorithm {args.speculative_algorithm}"),
         (args.enable_mixed_chunk, "--enable-mixed-chunk"),
         (args.tp_size > 1, f"--tp-size {args.tp_size} (in this version: 1)"),
+        (args.pp_size > 1, f"--pp-size {args.pp_size} (in this version: 1)"),
+        # these make several backends, and sets and budgets live in one
+        (args.enable_pdmux, "--enable-pdmux"),
+        (args.enable_two_batch_overlap, "--enable-two-batch-overlap"),
+        (getattr(runner, "lychee", None) is not None, "a second attention backend in one model runner"),
+        # its requests never pass a prefill here, where budgets are read
+        (args.disaggregation_mode == "decode", "--disaggregation-mode decode"),
+        (args.get_attention_backends()[1] != "lychee", "prefill alone: --decode-attention-backend has to be lychee"),
+        (args.enable_torch_compile, "--enable-torch-compile"),
+        *_layer_refusals(runner),
         *(_cpu_refusals(runner) if str(runner.device) == "cpu" else _gpu_refusals(runner)),
     )
     for refused, what in refusals:
         if refused:
             raise BackendRefused(f"the attention backend lychee does not serve {what}")
+
+
+def _layer_refusals(runner: Any) -> list[tuple[bool, str]]:
+    """What single attention layers ask for beyond a scale: sets would be chosen, and sums made, without it."""
+    layers = [layer for layer in runner.model.modules() if type(layer).__name__ == "RadixAttention"]
+    return [
+        (any(layer.logit_cap for layer in layers), "models with a soft cap on attention logits"),
+        (any(layer.is_cross_attention for layer in layers), "models with cross-attention"),
+        (any(layer.v_head_dim != layer.head_dim for layer in layers), "models with value heads of another size"),
+        (
+            len(layers) != runner.model_config.num_hidden_layers,
+            f"models without attention in every layer ({len(layers)} of {runner.model_config.num_hidden_layers})",
+        ),
+    ]
 
 
 def _cpu_refusals(runner: Any) -> tuple[tuple[bool, str], ...]:

@@ -142,7 +142,8 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
         elif self._choose(forward_batch) == "dense":
             super().init_forward_metadata(forward_batch)
         else:
-            self._slots = torch.empty(int(forward_batch.seq_lens.sum()), dtype=torch.int32, device=self.device)
+            tokens = int(forward_batch.seq_lens_cpu.sum())
+            self._slots = torch.empty(tokens, dtype=torch.int32, device=self.device)
             self._plan_sparse(forward_batch)
 
     def init_forward_metadata_out_graph(self, forward_batch: ForwardBatch, in_capture: bool = False) -> None:
@@ -165,8 +166,8 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
         """Decides the variant on the host, from lengths and budgets that it has there already."""
         reqs = self.batch_reqs
         if reqs is None or forward_batch.seq_lens_cpu is None:
-            # SGLang's own warm-ups, and a batch without a copy of its lengths: ours serves everything
-            self.variant = "dense" if reqs is None else "sparse"
+            # SGLang's own warm-ups; and a batch without a copy of its lengths, whose statistics nobody could know
+            self.variant = "dense"
             return self.variant
         slots = [compat.req_pool_index(req) for req in reqs]
         lengths = forward_batch.seq_lens_cpu[: len(slots)].tolist()
@@ -198,7 +199,10 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
         if self.variant == "dense":
             out: torch.Tensor = super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
             return out
-        if save_kv_cache:
+        asked = sorted(name for name, value in kwargs.items() if value is not None)
+        if asked:
+            raise NotImplementedError(f"the sparse decode of lychee has no {', '.join(asked)}")
+        if save_kv_cache and k is not None:
             compat.write_kv(self.token_to_kv_pool, layer, forward_batch.out_cache_loc, k, v)
         queries = q.contiguous().view(-1, layer.tp_q_head_num, layer.head_dim)
         result = torch.empty_like(queries)

@@ -86,16 +86,25 @@ def around_graph_key(original: Callable[..., Any], graph_runner: Any, *args: Any
     """Tells the graphs of the two variants apart; the backend has chosen when it prepared the step's metadata."""
     key = original(graph_runner, *args, **kwargs)
     backend = getattr(graph_runner.model_runner, "lychee", None)
-    if backend is None or key.variant_label is not None:
+    if backend is None:
         return key
-    return dataclasses.replace(key, variant_label=f"lychee_{backend.variant}")
+    ours = f"lychee_{backend.variant}"
+    # SGLang's own variants (LoRA) are captured for each of ours
+    label = ours if key.variant_label is None else f"{key.variant_label}_{ours}"
+    return dataclasses.replace(key, variant_label=label)
 
 
 def before_release(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Keeps KV of sparse decode steps out of the radix cache (DESIGN.md 2.3); the prompt is in it since the prefill."""
+    """Keeps KV of sparse decode steps out of the radix cache (DESIGN.md 2.3); the prompt is in it since the prefill.
+
+    Not so where the prefill's token was the last: SGLang then puts the prompt in here, when with overlap scheduling a
+    sparse step that nobody needs has already run. There it is put in first.
+    """
     req = args[0] if args else kwargs["req"]
     if not getattr(req, SPARSE_FLAG, False):
         return None
+    if len(req.output_ids) <= 1:
+        compat.keep_prompt(args, kwargs)
     return compat.keep_out_of_radix_cache(args, kwargs)
 
 

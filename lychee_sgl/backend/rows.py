@@ -42,14 +42,20 @@ class RowTable:
         """Writes the rows of an extend batch, in one copy each."""
         if not slots:
             return
-        device = self.params.device
         self.host_params[slots] = [
             [int(s.mode), s.budget, s.sinks, s.recent, prompt] for s, prompt in zip(specs, prompt_tokens, strict=True)
         ]
         self.host_values[slots] = [s.value for s in specs]
-        index = torch.tensor(slots, dtype=torch.int64, device=device)
-        self.params[index] = torch.from_numpy(self.host_params[slots]).to(device)
-        self.values[index] = torch.from_numpy(self.host_values[slots]).to(device)
+        index = self._send(np.asarray(slots, dtype=np.int64))
+        self.params[index] = self._send(self.host_params[slots])
+        self.values[index] = self._send(self.host_values[slots])
+
+    def _send(self, array: np.ndarray) -> torch.Tensor:
+        """Copies to the device without waiting for what it still has to do."""
+        tensor = torch.from_numpy(array)
+        if self.params.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.params.device, non_blocking=True)
 
     def step(
         self, req_pool_indices: torch.Tensor, seq_lens: torch.Tensor, *, dense_below: int, recall_every: int

@@ -4,6 +4,7 @@ import math
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import pytest
 import torch
 
 from lychee_kernels.decode_plan.api import DENSE, Fallback, Param
@@ -53,7 +54,7 @@ def test_graphs_of_the_variants_have_their_own_keys() -> None:
         keys.append(hooks.around_graph_key(lambda _, size: Key(size), runner, 4))
     assert keys == [Key(4, "lychee_dense"), Key(4, "lychee_sparse")]
     lora = hooks.around_graph_key(lambda _, size: Key(size, "lora"), runner, 4)
-    assert lora == Key(4, "lora")
+    assert lora == Key(4, "lora_lychee_sparse")
     other = SimpleNamespace(model_runner=SimpleNamespace())
     assert hooks.around_graph_key(lambda _, size: Key(size), other, 4) == Key(4)
 
@@ -77,10 +78,16 @@ class Result(NamedTuple):
     logits_output: object
 
 
-def test_only_a_devices_statistics_are_copied() -> None:
+def test_only_a_devices_statistics_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    monkeypatch.setattr(DeviceSteps, "start_copy", lambda self: started.append(self))
+    steps = DeviceSteps(torch.zeros(1, 5, dtype=torch.float64), heads=4, sparse=[True])
+    for info in (None, {}, {"lychee": [None]}, {"lychee": DenseSteps([1], [1], [0], heads=1)}):
+        hooks.before_copy(Result(SimpleNamespace(customized_info=info)))
     hooks.before_copy(Result(None))
-    hooks.before_copy(Result(SimpleNamespace(customized_info=None)))
-    hooks.before_copy(Result(SimpleNamespace(customized_info={"lychee": [None]})))
+    assert started == []
+    hooks.before_copy(Result(SimpleNamespace(customized_info={"lychee": steps})))
+    assert started == [steps]
 
 
 def test_a_request_for_one_token_runs_dense_and_others_as_asked() -> None:

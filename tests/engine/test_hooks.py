@@ -26,12 +26,24 @@ def test_release_without_insertion(monkeypatch, version, args, kwargs, expected)
 
 
 def test_only_requests_with_sparse_kv_are_kept_out() -> None:
-    req = SimpleNamespace()
-    assert hooks.before_release(req, "tree") is None
+    req, kept = SimpleNamespace(output_ids=[1, 2]), []
+    tree = SimpleNamespace(cache_unfinished_req=kept.append)
+    assert hooks.before_release(req, tree) is None
     setattr(req, hooks.SPARSE_FLAG, True)
-    args, kwargs = hooks.before_release(req, "tree")
-    assert args == (req, "tree")
+    args, kwargs = hooks.before_release(req, tree)
+    assert args == (req, tree)
     assert list(kwargs.values()) == [False]
+    assert kept == []
+
+
+@pytest.mark.parametrize(("insert", "kept"), [(True, 1), (False, 0)])
+def test_a_prompt_whose_first_token_was_the_last_is_kept(insert: bool, kept: int) -> None:
+    inserted = []
+    req = SimpleNamespace(output_ids=[7], **{hooks.SPARSE_FLAG: True})
+    tree = SimpleNamespace(cache_unfinished_req=inserted.append)
+    hooks.before_release(req, tree, is_insert=insert)
+    assert inserted == [req] * kept
+    hooks.before_release(req, SimpleNamespace(), is_insert=insert)  # an SGLang without the call
 
 
 class FakeBackend:
@@ -112,17 +124,34 @@ def runner(**changes):
         "dtype": "torch.bfloat16",
         "kv_cache_dtype": "torch.bfloat16",
     }
-    shape = {"is_encoder_decoder": False, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
+    shape = {
+        "is_encoder_decoder": False,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    }
     args = {
         "speculative_algorithm": None,
         "enable_mixed_chunk": False,
         "page_size": 1,
         "tp_size": 1,
+        "pp_size": 1,
+        "enable_pdmux": False,
+        "enable_two_batch_overlap": False,
+        "enable_torch_compile": False,
+        "disaggregation_mode": "null",
+        "backends": ("lychee", "lychee"),
     }
+    layer = {"logit_cap": 0.0, "is_cross_attention": False, "v_head_dim": 128, "head_dim": 128}
+    layer |= changes.pop("layer", {})
+    layers = [type("RadixAttention", (), layer)() for _ in range(changes.pop("layers", 2))]
     for key, value in changes.items():
-        next(group for group in (args, shape, values) if key in group)[key] = value
+        next((group for group in (args, shape) if key in group), values)[key] = value
     model = SimpleNamespace(**shape)
-    return SimpleNamespace(server_args=SimpleNamespace(**args), model_config=model, **values)
+    server_args = SimpleNamespace(**args, get_attention_backends=lambda: args["backends"])
+    served = SimpleNamespace(modules=lambda: [object(), *layers])
+    return SimpleNamespace(server_args=server_args, model_config=model, model=served, **values)
 
 
 def test_a_plain_model_is_served() -> None:
@@ -143,6 +172,17 @@ def test_a_plain_model_is_served() -> None:
         ({"enable_mixed_chunk": True}, "--enable-mixed-chunk"),
         ({"page_size": 16}, "--page-size 16"),
         ({"tp_size": 2}, "--tp-size 2"),
+        ({"pp_size": 2}, "--pp-size 2"),
+        ({"enable_pdmux": True}, "--enable-pdmux"),
+        ({"enable_two_batch_overlap": True}, "--enable-two-batch-overlap"),
+        ({"enable_torch_compile": True}, "--enable-torch-compile"),
+        ({"disaggregation_mode": "decode"}, "--disaggregation-mode decode"),
+        ({"backends": ("lychee", "flashinfer")}, "--decode-attention-backend has to be lychee"),
+        ({"lychee": object()}, "a second attention backend"),
+        ({"layer": {"logit_cap": 30.0}}, "a soft cap on attention logits"),
+        ({"layer": {"is_cross_attention": True}}, "cross-attention"),
+        ({"layer": {"v_head_dim": 64}}, "value heads of another size"),
+        ({"layers": 1}, r"without attention in every layer \(1 of 2\)"),
         ({"dtype": "torch.float16"}, "--dtype float16"),
         ({"device": "cuda", "dtype": "torch.float32"}, "--dtype float32"),
         ({"device": "cuda", "kv_cache_dtype": "torch.float8_e4m3fn"}, "--kv-cache-dtype torch.float8_e4m3fn"),

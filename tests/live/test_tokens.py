@@ -161,6 +161,16 @@ def test_a_request_for_one_token_leaves_its_prompt_in_the_cache(lychee: Client) 
     assert lychee.generate(prompt, budget=100, tokens=3).cached == len(prompt) - 1
 
 
+def test_an_answer_that_ends_with_its_first_token_leaves_its_prompt_in_the_cache(lychee: Client) -> None:
+    prompt = passage(320, seed=80)
+    lychee.flush()
+    first = lychee.generate(prompt, budget=100, tokens=2).tokens[0]
+    lychee.flush()
+    stopped = lychee.generate(prompt, budget=100, tokens=20, ignore_eos=False, stop_token_ids=[first])
+    assert stopped.tokens == [first]
+    assert lychee.generate(prompt, budget=100, tokens=3).cached == len(prompt) - 1
+
+
 def test_dense_after_sparse_equals_dense_on_an_empty_cache(lychee: Client) -> None:
     prompt = passage(700, seed=78)
     lychee.flush()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lychee_kernels.hybrid_decode.triton import Launch
 from lychee_kernels.layout import Mode
 from lychee_kernels.testing import assert_close_to_float64
 from tests.ops.triton_cases import DTYPES, Case, random_case
@@ -17,9 +18,9 @@ def generator() -> torch.Generator:
     return generator
 
 
-def assert_agrees(case: Case) -> None:
+def assert_agrees(case: Case, launch: Launch | None = None) -> None:
     """Output, log-sum-exp, counts and recall; the set may differ among weights that differ by less than 1/32."""
-    result, sets = case.fast()
+    result, sets = case.fast(launch)
     expected, expected_sets = case.float64()
     eager = case.eager()
     assert_close_to_float64(result.out, expected.out, eager=eager.out, slack=2e-3)
@@ -76,6 +77,13 @@ def test_modes(generator: torch.Generator) -> None:
     result, sets = random_case(generator, [200], "R", budgets=[0], mode=Mode.THRESHOLD, value=0.01).fast()
     assert 8 <= int(sets.counts[0, 0]) <= 110
     assert result.out.isfinite().all()
+
+
+def test_more_rows_than_a_warp_has_lanes_and_more_chunks_than_programs(generator: torch.Generator) -> None:
+    lengths = torch.randint(1, 60, (70,), generator=generator).tolist()
+    budgets = [(-1, 4, 12)[row % 3] for row in range(70)]
+    case = random_case(generator, lengths, "RS", budgets=budgets, group=1, chunk=16)
+    assert_agrees(case, Launch(count_programs=2))
 
 
 def test_twice_gives_the_same_bits(generator: torch.Generator) -> None:
