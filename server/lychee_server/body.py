@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 HEAD_CHARACTERS = 4096
 """How much of a prompt the choice of an engine goes by: a document behind a common system prompt still counts."""
 
+MAX_PROMPTS = 1024
+"""Prompts of one request: they share its place, and each has to be aborted by itself."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
@@ -167,6 +170,8 @@ def check_body(body: dict[str, Any], required: str) -> None:
         raise InvalidRequest(f"messages is a JSON {_json_type(value)}; allowed: an array of messages", param="messages")
     if value in ("", []):
         raise InvalidRequest(f"{required} is empty; at least one is needed", param=required)
+    if required == "prompt" and (prompts := _prompts(value)) > MAX_PROMPTS:
+        raise InvalidRequest(f"prompt has {prompts} prompts; allowed: up to {MAX_PROMPTS}", param="prompt")
     stream = body.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise InvalidRequest(f"stream is a JSON {_json_type(stream)}; allowed: true, false", param="stream")

@@ -78,6 +78,13 @@ class NoSuchRoute(InvalidRequest):
         self.status = status
 
 
+class NoSuchModel(InvalidRequest):
+    """No model can have this name."""
+
+    status = 404
+    code = "model_not_found"
+
+
 class NotAuthenticated(GatewayError):
     """No key, or one that is not valid."""
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import aiohttp
+from yarl import URL
 
-from lychee_server.errors import EngineLost, EngineTimeout, EngineUnreachable, GatewayError
+from lychee_server.errors import EngineLost, EngineTimeout, EngineUnreachable, GatewayError, NoSuchModel
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 # SGLang closes idle connections after five seconds; one that is reused at that moment is a failed request.
 _KEEPALIVE_SECONDS = 2.0
-_ABORT_SECONDS = 2.0
+_ABORT_SECONDS = 5.0  # of all prompts of a request
 _WRITTEN_AT_ONCE = 2**20  # longer bodies go out in pieces, with the loop's other work in between
 
 
@@ -72,6 +73,7 @@ class Upstream:
             api_key: sent to the engine as a bearer token.
         """
         self.url = url
+        self._base = str(URL(url)).rstrip("/")
         self._connect_timeout = connect_timeout
         self._silence = silence
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
@@ -102,6 +104,10 @@ class Upstream:
             )
         return self._session
 
+    def _address(self, path: str) -> URL:
+        # Taken as it is: yarl resolves `..` otherwise, and a path that was checked becomes another one.
+        return URL(self._base + path, encoded=True)
+
     def _timeout(self, silence: float) -> aiohttp.ClientTimeout:
         return aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout, sock_read=silence)
 
@@ -124,7 +130,7 @@ class Upstream:
         """
         with _as_gateway_errors():
             response = await self._client().post(
-                self.url + path,
+                self._address(path),
                 data=body if len(body) <= _WRITTEN_AT_ONCE else io.BytesIO(body),
                 headers={"content-type": "application/json", **headers},
                 timeout=self._timeout(silence),
@@ -140,26 +146,39 @@ class Upstream:
         try:
             async with asyncio.timeout(timeout):
                 with _as_gateway_errors():
-                    async with self._client().get(self.url + path, allow_redirects=False) as response:
+                    async with self._client().get(self._address(path), allow_redirects=False) as response:
                         return response.status, await response.read()
         except TimeoutError:
             raise EngineTimeout(f"the engine did not answer {path} within {timeout:g} seconds") from None
 
     async def get_model(self, model: str, timeout: float) -> tuple[int, bytes]:
-        """Return status and body of one model's card; raises as `open`."""
+        """Return status and body of one model's card.
+
+        Args:
+            model: its name, decoded.
+            timeout: of the whole call, in seconds.
+
+        Raises:
+            NoSuchModel: the name would leave the path of the models, to where the engine's key must not go.
+            EngineUnreachable, EngineLost, EngineTimeout: as `open`.
+        """
+        if any(segment in ("", ".", "..") for segment in model.split("/")):
+            raise NoSuchModel(f"the model {model!r:.200} does not exist", param="model")
         return await self.get(f"/v1/models/{quote(model, safe='/')}", timeout)
 
     async def abort(self, rids: Sequence[str]) -> None:
         """Tell the engine to drop requests; an engine that cannot be told has dropped them or will time out."""
-        for rid in rids:
-            try:
-                async with asyncio.timeout(_ABORT_SECONDS):
-                    with _as_gateway_errors():
-                        async with self._client().post(f"{self.url}/abort_request", json={"rid": rid}) as response:
+        address = self._address("/abort_request")
+        delivered = 0
+        try:
+            async with asyncio.timeout(_ABORT_SECONDS):
+                with _as_gateway_errors():
+                    for rid in rids:
+                        async with self._client().post(address, json={"rid": rid}) as response:
                             await response.read()
-            except (GatewayError, TimeoutError) as error:
-                log.warning("abort was not delivered", extra={"rid": rid, "error": str(error)})
-                return
+                        delivered += 1
+        except (GatewayError, TimeoutError) as error:
+            log.warning("abort was not delivered", extra={"rid": rids[delivered], "error": str(error)})
 
     async def aclose(self) -> None:
         """Close all connections."""

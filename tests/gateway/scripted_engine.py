@@ -151,6 +151,7 @@ class ScriptedEngine:
         self.streams_closed: list[float] = []
         self.tokens_generated = 0
         self.loads: list[dict[str, Any]] | None = None
+        self.flushed = 0
         self.token_count: int | None = None
         self.tokenized: list[dict[str, Any]] = []
         self.sglang = SglangMetrics()
@@ -163,6 +164,7 @@ class ScriptedEngine:
                 Route("/v1/models", self._models),
                 Route("/v1/models/{model:path}", self._model),
                 Route("/v1/loads", self._loads),
+                Route("/flush_cache", self._flush_cache),
                 Route("/tokenize", self._tokenize, methods=["POST"]),
                 Route("/abort_request", self._abort, methods=["POST"]),
                 Route("/v1/chat/completions", self._complete, methods=["POST"]),
@@ -199,6 +201,10 @@ class ScriptedEngine:
 
     async def _loads(self, _: Request) -> Response:
         return JSONResponse({"loads": self.loads}) if self.loads is not None else Response(status_code=404)
+
+    async def _flush_cache(self, _: Request) -> Response:
+        self.flushed += 1
+        return Response()
 
     async def _tokenize(self, request: Request) -> Response:
         self.tokenized.append(await request.json())

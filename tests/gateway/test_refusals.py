@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 
 import openai
@@ -143,3 +144,38 @@ def test_unknown_paths_and_methods(gateway):
     assert error_of(reply, 405)["code"] == "method_not_allowed"
     assert reply.headers["allow"] == "POST"
     assert error_of(gateway.http.get("/none"), 404)["message"].startswith("GET /none is not served")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../flush_cache",
+        "%2e%2e/%2E%2e/flush_cache",
+        "a/../../../flush_cache",
+        "..%2f..%2fflush_cache",
+        ".",
+        "",
+        "a//b",
+    ],
+)
+def test_a_models_name_does_not_lead_to_other_paths_of_the_engine(gateway, engine, name):
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.server.port, timeout=10)
+    connection.request("GET", f"/v1/models/{name}")  # sent as it is: httpx would resolve it
+    reply = connection.getresponse()
+    error = json.loads(reply.read())["error"]
+    connection.close()
+    assert (reply.status, error["code"], error["param"]) == (404, "model_not_found", "model")
+    assert engine.flushed == 0
+
+
+def test_a_models_name_stays_as_it_was_encoded(gateway):
+    reply = gateway.http.get("/v1/models/some%20model%3Fx%23y/%252e%252e")
+    assert reply.json()["error"]["message"] == "The model 'some model?x#y/%2e%2e' does not exist"
+
+
+def test_a_batch_has_an_end(gateway, engine):
+    for prompt in (["x"] * 1025, [[1]] * 1025):
+        error = error_of(gateway.http.post("/v1/completions", json={"prompt": prompt}))
+        assert (error["param"], error["message"]) == ("prompt", "prompt has 1025 prompts; allowed: up to 1024")
+    assert engine.bodies == []
+    assert gateway.http.post("/v1/completions", json={"prompt": ["x"] * 1024}).status_code == 200
