@@ -65,8 +65,10 @@ class Place:
 class Admission:
     """Counts the requests in flight and keeps the line. All calls are made on the event loop, so plain numbers do.
 
-    A waiter's rank is fixed when it comes: the time, less what its priority is worth, but not before the rank of its
-    caller's last waiter and a bit. The lowest rank is next. Time only grows, so everybody's turn comes.
+    A waiter's rank is fixed when it comes: the line's time, less what its priority is worth, but not before the rank
+    of its caller's last waiter and a bit. The lowest rank is next. The line's time (that of start-time fair queueing)
+    is never behind the rank that was served last, so who had the line for itself owes nothing to who comes later; and
+    it grows at least as fast as the clock, so everybody's turn comes.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Admission:
         self._line: list[_Waiter] = []
         self._numbers = itertools.count()
         self._callers: dict[str, _CallersLine] = {}
+        self._ahead = 0.0  # of the line's time before the clock
         self._mean_seconds = 0.0
 
     @property
@@ -112,7 +115,7 @@ class Admission:
             self._taken += 1
             return
         begin = self.clock()
-        rank = begin - priority * PRIORITY_SECONDS
+        rank = begin + self._ahead - priority * PRIORITY_SECONDS
         if caller in self._callers:
             rank = max(rank, self._callers[caller].last_rank + SHARE_SECONDS)
         waiter = _Waiter(rank, next(self._numbers), asyncio.get_running_loop().create_future())
@@ -142,6 +145,11 @@ class Admission:
 
     def _make_room(self, waiter: _Waiter) -> None:
         """Refuse the last in a full line: the new one, or one that it comes before."""
+        if len(self._line) < self._max_queue:
+            return
+        # Who has just left or timed out is still in the line until its task runs.
+        self._line = [each for each in self._line if not each.called.done()]
+        heapq.heapify(self._line)
         if len(self._line) < self._max_queue:
             return
         last = max(self._line, default=waiter)
@@ -183,6 +191,7 @@ class Admission:
         while self._line:
             waiter = heapq.heappop(self._line)
             if not waiter.called.done():
+                self._ahead = max(self._ahead, waiter.rank - self.clock())
                 waiter.called.set_result(None)
                 return
         self._taken -= 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import threading
 import time
 
@@ -103,6 +104,64 @@ async def test_a_full_line_refuses_the_last_in_it():
     assert line.registry.get_sample_value("lychee_requests_refused_total", {"reason": "queue_full"}) == 2
     assert line.registry.get_sample_value("lychee_requests_queued") == 0
     assert line.registry.get_sample_value("lychee_gateway_queue_seconds_count") == 3
+
+
+async def test_who_has_just_left_a_full_line_is_not_refused_again():
+    line = Line(max_queue=1)
+    tasks = [await line.start("runs"), await line.start("leaver", "a")]
+    tasks.append(asyncio.create_task(line.request("vip", "b", priority=5)))
+    tasks[1].cancel()  # vip comes before its task has run
+    with pytest.raises(asyncio.CancelledError):
+        await tasks.pop(1)
+    await line.finish_all(tasks)
+    assert line.order == ["runs", "vip"]
+
+
+async def test_past_use_is_no_debt():
+    line = Line()
+    numbers = itertools.count()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def second(callers: str) -> None:
+        """Ten requests are served in it, and each caller has three waiting all the time."""
+        for _ in range(10):
+            line.now += 0.1
+            line.gates[line.order[-1]].set()
+            await settled()
+            await fill(callers)
+
+    async def fill(callers: str) -> None:
+        begun = set(line.order)
+        for caller in callers:
+            waiting = [name for name in line.gates if name[0] == caller and name not in begun]
+            for _ in range(3 - len(waiting)):
+                tasks.append(await line.start(f"{caller}{next(numbers)}", caller))
+
+    tasks.append(await line.start("a-first", "a"))
+    await fill("a")
+    for _ in range(120):  # a alone: its ranks run five times as fast as the clock
+        await second("a")
+    before = len(line.order)
+    for _ in range(10):
+        await second("ab")
+    served = [name[0] for name in line.order[before:]]
+    assert len(served) == 100
+    assert 45 <= served.count("a") <= 55
+    await line.finish_all(tasks)
+
+
+async def test_priority_is_worth_no_more_after_a_rush():
+    line = Line()
+    tasks = [await line.start("runs")]
+    tasks += [await line.start(f"a{number}", "a") for number in range(100)]
+    while len(line.order) < 100:  # the line's time is fifty seconds ahead of the clock
+        line.gates[line.order[-1]].set()
+        await settled()
+    tasks.append(await line.start("low", "b"))
+    line.now += 10.5
+    tasks += [await line.start(f"high{number}", f"c{number}", priority=10) for number in range(5)]
+    await line.finish_all(tasks)
+    assert line.order[100:] == ["low", "a99", *(f"high{number}" for number in range(5))]
 
 
 async def test_retry_after_is_the_time_to_work_off_the_line():
