@@ -105,6 +105,14 @@ class EngineAnswer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward the request and answer it; raises `GatewayError` as long as nothing has been sent."""
+        try:
+            await self._answer(scope, receive, send)
+        finally:
+            if not self._tally.done and self._asked is not None:
+                # The place is free and the charge is made: neither waits for an engine that may be away.
+                await self._asked.upstream.abort(self._completion.rids)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         gateway = self._gateway
         priority = gateway.limits.priority(self._caller)
         with (
@@ -120,15 +128,14 @@ class EngineAnswer(Response):
                     raise
                 await self._end_stream(error, send)
             finally:
-                if not self._tally.done and self._asked is not None:
-                    await self._asked.upstream.abort(self._completion.rids)
                 lease.settle(self._tokens(lease.reserved))
 
     def _tokens(self, reserved: float) -> float:
-        """Return the tokens that the caller is charged: of an answer that broke off, its body's size and its chunks."""
+        """Return the tokens that the caller is charged: where they are not known, its body's size and its chunks."""
         known = self._tally.tokens()
         if known is not None:
-            return sum(known)
+            prompt, generated = known
+            return (prompt or reserved) + generated  # of several choices without usage the prompt is not known
         return reserved + self._tally.outputs if self._asked is not None else 0.0
 
     async def _first_of(self, work: Coroutine[None, None, None], receive: Receive) -> None:
@@ -164,7 +171,9 @@ class EngineAnswer(Response):
                 break
             except EngineUnavailable as error:
                 tried.append(engine)
-                if self._streaming or not engines.has_another(tried):
+                # What broke after the engine had the request may have run, or may have been what broke it.
+                may_have_run = self._streaming or isinstance(error, EngineLost)
+                if may_have_run or not engines.has_another(tried):
                     raise
                 self._gateway.metrics.engine_retried(engine.name)
                 log.warning(

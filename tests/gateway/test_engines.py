@@ -101,6 +101,28 @@ def test_after_the_first_byte_nothing_is_tried_again(two):
     assert sum(counts(engines)) == 1
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_whose_engine_dies_of_it_kills_no_other(two, stream):
+    gateway, engines, servers = two
+    ask(gateway)
+    favourite = counts(engines).index(1)
+    engines[favourite].script = Script(pause=30)
+    replies = []
+    thread = threading.Thread(target=lambda: replies.append(ask(gateway, stream=stream)))
+    thread.start()
+    eventually(lambda: counts(engines)[favourite] == 2)
+    if stream:  # its head is there at once, and no byte of it
+        servers[favourite].kill()
+        thread.join(20)
+        assert b"broke before the answer was complete" in replies[0].content
+    else:
+        servers[favourite].kill()
+        thread.join(20)
+        assert replies[0].status_code == 503
+    assert counts(engines)[1 - favourite] == 0
+    assert gateway.value("lychee_engine_retries_total", engine=f"127.0.0.1:{servers[favourite].port}") == 0
+
+
 def test_refusals_are_final(two):
     gateway, engines, _ = two
     for engine in engines:

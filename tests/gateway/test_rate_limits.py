@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from lychee_server.errors import TooManyRequests
-from lychee_server.keys import Caller
+from lychee_server.keys import Caller, hash_key
 from lychee_server.limits import Limits, TokenBucket
 from lychee_server.metrics import GatewayMetrics
 from lychee_server.policy.schema import Tier
@@ -120,3 +120,24 @@ def test_a_new_policy_counts_at_once():
     world.ask()
     world.ask()
     world.refused()
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("/v1/chat/completions", {"n": 2, "messages": [{"role": "user", "content": "x" * 2000}]}),
+        ("/v1/completions", {"prompt": ["x" * 1000, "y" * 1000]}),
+    ],
+    ids=["several choices", "several prompts"],
+)
+def test_a_stream_without_usage_is_charged_its_body(start_gateway, tmp_path, path, more):
+    policy, key = tmp_path / "policy.yaml", "lychee-test-key-of-alice"
+    policy.write_text("version: 1\ntiers: {gold: {tokens_per_minute: 1000}}\n")
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(f'- {{id: alice, tier: gold, sha256: "{hash_key(key)}"}}\n')
+    gateway = start_gateway(policy_file=policy, keys_file=keys)
+    body = {"stream": True, **more}
+    statuses = [
+        gateway.http.post(path, json=body, headers={"authorization": f"Bearer {key}"}).status_code for _ in range(2)
+    ]
+    assert statuses == [200, 429]  # more than 500 tokens each, of 1000
