@@ -40,6 +40,11 @@ def _two_free_ports() -> tuple[int, int]:
         return int(one.getsockname()[1]), int(other.getsockname()[1])
 
 
+def total(samples: Counter[str], name: str) -> float:
+    """Adds a metric up over all of its labels."""
+    return sum(value for key, value in samples.items() if key.split("{")[0] == name)
+
+
 class Deployment:
     """Launcher, keepers, engine and gateway; sparse from 64 tokens of context on, every decode step audited."""
 
@@ -104,7 +109,7 @@ class Deployment:
     def engine_gauge(self, name: str) -> float:
         """One of SGLang's gauges, over all of its labels."""
         text = httpx.get(f"{self.engine_url}/metrics", timeout=30, trust_env=False).text
-        return sum(value for key, value in _samples(text).items() if key.split("{")[0] == name)
+        return total(_samples(text), name)
 
     def terminate(self) -> int:
         """Ask the launcher to stop; its exit status."""
