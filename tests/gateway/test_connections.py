@@ -262,3 +262,75 @@ def test_leaving_at_every_stage_leaves_nothing_behind(gateway, engine, stage, re
         assert begun == []
     engine.script = Script()
     assert gateway.chat(stream=True).content.endswith(DONE)
+
+
+CHUNKED = CHAT + b"transfer-encoding: chunked\r\n"
+BODY = json.dumps({"messages": MESSAGES}).encode()
+WHOLE_CHUNK = b"%x\r\n%s\r\n0\r\n" % (len(BODY), BODY)
+
+
+@pytest.mark.parametrize("endless", [b"x-a: " + b"a" * 500 + b"\r\n", b"a" * 500], ids=["many trailers", "a long one"])
+def test_trailers_have_an_end(start_gateway, running, endless):
+    gateway = start_gateway(max_header_bytes=2000)
+    with connect(gateway) as connection:
+        connection.sendall(CHUNKED + b"\r\n" + WHOLE_CHUNK + b"x-b: ")
+        while sent(connection, endless):
+            time.sleep(0.001)
+        answer = read_all(connection)
+    assert b"trailers are longer than 2000 bytes" in answer or answer == b""  # a reset may have eaten it
+    assert running.engine.bodies == []
+
+
+def test_a_trailer_is_no_header(gateway, engine):
+    with connect(gateway) as connection:
+        connection.sendall(
+            CHUNKED + b"connection: close\r\n\r\n" + WHOLE_CHUNK + b"x-request-id: of the trailer\r\n\r\n"
+        )
+        answer = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"of the trailer" not in answer
+    assert len(engine.bodies) == 1
+
+
+def test_a_body_does_not_count_as_the_next_requests_head(start_gateway):
+    gateway = start_gateway(max_header_bytes=2000)
+    with connect(gateway) as connection:
+        body = json.dumps({"messages": [{"role": "user", "content": "x" * 3000}]}).encode()
+        first = CHAT + b"content-length: %d\r\n\r\n" % len(body) + body
+        connection.sendall(first + b"GET /livez HTTP/1.1\r\nhost: x\r\n")
+        answer = b""
+        while b'"lychee"' not in answer:
+            answer += connection.recv(65_536)
+        connection.sendall(b"connection: close\r\n\r\n")
+        assert read_all(connection).endswith(b'{"status":"live"}')
+
+
+def open_connections(gateway) -> int:
+    return len(gateway.server.server.server_state.connections)
+
+
+def test_who_never_reads_loses_the_connection(start_gateway, running, monkeypatch):
+    monkeypatch.setattr("lychee_server.protocol._CLOSING_SECONDS", 0.2)
+    gateway = start_gateway(stream_idle_timeout=0.3)
+    gateway.http.close()
+    wait_until(lambda: open_connections(gateway) == 0)
+    running.engine.script = Script(events=[chat_events()[1] * 4000] * 40)
+    with connect(gateway) as connection:
+        body = json.dumps({"messages": MESSAGES, "stream": True}).encode()
+        connection.sendall(CHAT + b"content-length: %d\r\n\r\n" % len(body) + body)
+        wait_until(lambda: open_connections(gateway) == 1)
+        wait_until(lambda: open_connections(gateway) == 0)
+
+
+def test_who_reads_slowly_gets_the_whole_answer(start_gateway, running, monkeypatch):
+    monkeypatch.setattr("lychee_server.protocol._CLOSING_SECONDS", 0.2)
+    gateway = start_gateway()
+    running.engine.script = Script(answer={"padding": "x" * 20_000_000})
+    with connect(gateway) as connection:
+        body = json.dumps({"messages": MESSAGES}).encode()
+        connection.sendall(CHAT + b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        read = 0
+        while data := connection.recv(200_000):
+            read += len(data)
+            time.sleep(0.005)  # the reader's own slowness is what is tested
+    assert read > 20_000_000
