@@ -50,6 +50,11 @@ class Breaker:
         """The engine did what it was asked, or refused it in words."""
         self._failures, self._opened_at, self._trying = 0, None, False
 
+    def answering(self) -> None:
+        """The engine has begun an answer: of an open breaker, that is enough of a try. A later break is a failure."""
+        if self._trying:
+            self.succeeded()
+
     def failed(self) -> None:
         """The engine failed on a request."""
         self._failures += 1

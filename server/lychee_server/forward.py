@@ -208,7 +208,7 @@ class EngineAnswer(Response):
                     self._asked = None  # it has refused: nothing is left to abort
                     raise engine_error(answer.status, body)
                 if answer.is_event_stream:
-                    await self._relay_events(answer, send)
+                    await self._relay_events(engine, answer, send)
                     return None
                 body = await answer.read()
         except EngineUnreachable:
@@ -230,11 +230,14 @@ class EngineAnswer(Response):
         decision, sparsity = self._completion.decision, self._engine.sparsity if self._engine else None
         return headers_before(decision, sparsity.defaults) if sparsity and decision else {}
 
-    async def _relay_events(self, answer: EngineResponse, send: Send) -> None:
+    async def _relay_events(self, engine: Engine, answer: EngineResponse, send: Send) -> None:
         await self._start_stream(answer.content_type, send)
-        splitter = EventSplitter()
+        splitter, begun = EventSplitter(), False
         async with contextlib.aclosing(answer.chunks()) as chunks:
             async for chunk in chunks:
+                if not begun:
+                    engine.answering()
+                    begun = True
                 events = b"".join(self._tally.event(event) for event in splitter.feed(chunk))
                 if events:
                     await self._send(events, send)

@@ -64,6 +64,11 @@ class Engine:
             self._loaded(-1)
             self._metrics.engine_breaker(self.name, open=self.breaker.open)
 
+    def answering(self) -> None:
+        """A stream of the engine has begun."""
+        self.breaker.answering()
+        self._metrics.engine_breaker(self.name, open=self.breaker.open)
+
     def _judge(self, error: GatewayError) -> None:
         if isinstance(error, _VERDICTS):
             self.breaker.failed()

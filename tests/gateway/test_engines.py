@@ -179,6 +179,32 @@ def test_breaker():
     breaker.succeeded()
     assert breaker.allows()
     assert not breaker.open
+    breaker.failed()
+    breaker.answering()  # closed: the begin of an answer forgives no failure
+    breaker.failed()
+    assert breaker.open
+    now[0] = 30
+    breaker.begin()
+    breaker.answering()
+    assert not breaker.open
+    breaker.failed()  # and then it broke
+    breaker.failed()
+    assert breaker.open
+
+
+def test_a_long_stream_does_not_keep_a_breaker_half_open(start_gateway, engine):
+    gateway = start_gateway(breaker_failures=1, breaker_pause=0.01)
+    engine.script = Script(status=500, answer={"message": "CUDA error"})
+    assert gateway.chat().status_code == 502
+    assert gateway.of_engine("lychee_engine_breaker_open") == 1
+    gate = threading.Event()
+    engine.script = Script(gate=gate)
+    thread = threading.Thread(target=lambda: gateway.chat(stream=True))
+    thread.start()
+    eventually(lambda: gateway.of_engine("lychee_engine_breaker_open") == 0)
+    assert gateway.value("lychee_requests_in_flight") == 1
+    gate.set()
+    thread.join(20)
 
 
 @pytest.mark.parametrize(
