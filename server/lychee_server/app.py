@@ -13,14 +13,14 @@ from prometheus_client import CollectorRegistry
 from lychee_server.admission import Admission
 from lychee_server.curve import SpeedCurve
 from lychee_server.drain import Drain
-from lychee_server.errors import install_error_handlers
+from lychee_server.errors import NoSuchTier, install_error_handlers
 from lychee_server.forward import Gateway
 from lychee_server.keys import Authentication
 from lychee_server.limits import Limits
 from lychee_server.metrics import GatewayMetrics
 from lychee_server.middleware import RequestMiddleware
 from lychee_server.policy.runtime import BudgetPolicy
-from lychee_server.policy.schema import Tier
+from lychee_server.policy.schema import Tier, UnknownTier
 from lychee_server.pool import EnginePool
 from lychee_server.reload import Reloads
 from lychee_server.routes import completions, models, operations, page, passed, sparsity
@@ -30,6 +30,7 @@ from lychee_server.telemetry import Tracing
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
 
+    from lychee_server.keys import Caller
     from lychee_server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ def create_app(
         timeout=settings.health_timeout,
     )
     authentication = Authentication(settings.keys_file, settings.api_key, tiers=lambda: _tiers(budgets))
+    limits = Limits(lambda caller: _tier_of(budgets, caller), metrics)
     gateway = Gateway(
         settings=settings,
         engines=engines,
@@ -77,10 +79,10 @@ def create_app(
         budgets=budgets,
         metrics=metrics,
         authentication=authentication,
-        limits=Limits(lambda caller: budgets.policy.tier(caller.tier) if budgets.policy else Tier(), metrics),
+        limits=limits,
         admission=admission,
         drain=Drain(settings.drain_timeout),
-        reloads=_reloads(settings, budgets, authentication),
+        reloads=_reloads(settings, budgets, authentication, limits),
         tracing=Tracing(settings.otlp_endpoint) if tracing is None else tracing,
     )
     app = FastAPI(
@@ -112,13 +114,23 @@ def _tiers(budgets: BudgetPolicy) -> Collection[str] | None:
     return budgets.policy.tiers if budgets.policy else None
 
 
-def _reloads(settings: Settings, budgets: BudgetPolicy, authentication: Authentication) -> Reloads:
+def _tier_of(budgets: BudgetPolicy, caller: Caller) -> Tier:
+    if budgets.policy is None:
+        return Tier()
+    try:
+        return budgets.policy.tier(caller.tier)
+    except UnknownTier:  # the policy was read again while the request's body was on its way
+        raise NoSuchTier(f"the tier of this key, {caller.tier!r}, is not in the policy any more") from None
+
+
+def _reloads(settings: Settings, budgets: BudgetPolicy, authentication: Authentication, limits: Limits) -> Reloads:
     """Collect what SIGHUP reads again: the policy first, for keys name its tiers."""
     reloads = Reloads()
     if settings.policy_file is not None:
         reloads.add(budgets.reload)
     if settings.keys_file is not None:
         reloads.add(authentication.reload)
+        reloads.add(lambda: limits.keep(authentication.ring.ids))
     return reloads
 
 

@@ -81,6 +81,7 @@ class KeyRing:
             hashes.add(entry.sha256)
             self._count += 1
             self._buckets[entry.sha256[:_BUCKET_CHARACTERS]].append((entry.sha256, Caller(entry.id, entry.tier)))
+        self.ids = frozenset(ids)
         self.tiers = frozenset(
             caller.tier for bucket in self._buckets.values() for _, caller in bucket if caller.tier is not None
         )

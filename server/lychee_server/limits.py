@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from lychee_server.errors import TooManyRequests
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from lychee_server.keys import Caller
     from lychee_server.metrics import GatewayMetrics
@@ -119,6 +119,11 @@ class Limits:
     def priority(self, caller: Caller) -> int:
         """Return the priority of the caller's tier."""
         return self._tier_of(caller).priority
+
+    def keep(self, ids: Collection[str]) -> None:
+        """Forget the accounts of all callers but these; who has a request in flight is forgotten another time."""
+        for name in [name for name, account in self._accounts.items() if name not in ids and not account.in_flight]:
+            del self._accounts[name]
 
     @contextlib.contextmanager
     def open(self, caller: Caller, body_bytes: int) -> Iterator[Lease]:

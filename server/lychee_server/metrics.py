@@ -80,7 +80,7 @@ class GatewayMetrics(Catalogue):
         self._attended.inc(summary.attended_tokens)
         self._dense_equivalent.inc(summary.dense_tokens)
         self._decisions.labels(reason).inc()
-        if rule is not None:
+        if rule in self._rule_names:  # a new policy may have lost it since
             self._rules.labels(rule).inc()
         if isinstance(summary.budget, int):
             self._budget.observe(summary.budget)

@@ -141,3 +141,15 @@ def test_a_stream_without_usage_is_charged_its_body(start_gateway, tmp_path, pat
         gateway.http.post(path, json=body, headers={"authorization": f"Bearer {key}"}).status_code for _ in range(2)
     ]
     assert statuses == [200, 429]  # more than 500 tokens each, of 1000
+
+
+def test_accounts_of_keys_that_are_gone_are_forgotten():
+    world = World(requests_per_minute=1)
+    world.ask()
+    with world.limits.open(BOB, 0):
+        world.limits.keep({"alice"})
+    world.refused(ALICE)
+    world.refused(BOB)  # had a request in flight
+    world.limits.keep({"alice"})
+    world.refused(ALICE)
+    world.ask(BOB)

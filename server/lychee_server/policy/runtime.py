@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 _TOKENIZE_SECONDS = 2.0
 _TOKENIZED_AT_ONCE = 8  # it takes the engine's HTTP process some milliseconds; of a flood the rest is estimated
+_TOKENIZED_BYTES = 256 * 2**10  # nothing has been charged for it yet: of a longer prompt the estimate must do
 _TOKENIZED = ("model", "messages", "prompt", "tools", "tool_choice", "reasoning_effort", "chat_template_kwargs")
 _IDLE_SECONDS = 1.0
 _LOADS = "/v1/loads?include=core"
@@ -130,7 +131,7 @@ class BudgetPolicy:
             tier: the caller's.
             engine: what is known of the engines.
             prompt_tokens: length of the prompt, if the caller knows it.
-            dry: nothing that is held may move.
+            dry: nothing that is held may move, and the engine is not asked.
 
         Raises:
             InvalidRequest: a time per token is asked for and there is no speed curve.
@@ -152,7 +153,7 @@ class BudgetPolicy:
             tier=tier,
             length=length,
         )
-        if text.text_only and self._tokenizing < _TOKENIZED_AT_ONCE and depends_on_length(self.policy, question):
+        if self._may_ask(text, dry) and depends_on_length(self.policy, question):
             question = question.at(await self._tokenized(body) or length)
         ready = max(1, sum(engine.monitor.ready for engine in self._engines.engines))
         conditions = Conditions(
@@ -167,6 +168,10 @@ class BudgetPolicy:
             dry=dry,
         )
         return decide(question, conditions), question.length
+
+    def _may_ask(self, text: PromptText, dry: bool) -> bool:
+        """Whether an engine may be asked how long a prompt is."""
+        return not dry and text.text_only and text.size <= _TOKENIZED_BYTES and self._tokenizing < _TOKENIZED_AT_ONCE
 
     def _curve_of(self, engine: EngineInfo) -> SpeedCurve | None:
         """Return the speed curve if it was measured on an engine like this one."""

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -403,3 +404,53 @@ def test_an_engine_without_the_plug_in_is_asked_as_before(with_policy, engine):
     assert "custom_params" not in engine.bodies[-1]
     assert "without the lychee plug-in" in explain(gateway, {"messages": []})["steps"][0]["says"]
     assert gateway.http.get("/v1/sparsity").json()["plan"] is None
+
+
+def test_nothing_is_tokenised_to_explain_or_for_a_very_long_prompt(with_policy, engine):
+    gateway = with_policy(RULES.replace("min: 1000", "min: 65000"))
+    engine.token_count = 70_000
+    near = {"messages": [{"role": "user", "content": "x" * 4 * 65_000}]}
+    assert explain(gateway, near)["prompt_tokens"]["low"] < 65_000
+    assert engine.tokenized == []
+    gateway.chat(**near)
+    assert len(engine.tokenized) == 1
+    gateway.chat(messages=[{"role": "user", "content": "x" * (2**18 + 1)}])
+    assert len(engine.tokenized) == 1
+
+
+def test_a_tier_that_goes_while_a_body_arrives(with_policy, engine, tmp_path):
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(f'- id: bob\n  tier: free\n  sha256: "{hash_key("a-key-of-bob-for-tests")}"\n')
+    gateway = with_policy(RULES, keys_file=keys)
+
+    def body():
+        yield b'{"messages": [{"role": "user", '
+        wait_until(lambda: gateway.value("lychee_requests_in_flight") == 1)
+        (tmp_path / "policy.yaml").write_text("version: 1\n")
+        assert gateway.server.server.config.app.state.gateway.budgets.reload()
+        yield b'"content": "hi"}]}'
+
+    headers = {"authorization": "Bearer a-key-of-bob-for-tests", "content-type": "application/json"}
+    reply = gateway.http.post("/v1/chat/completions", content=body(), headers=headers)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (403, "unknown_tier")
+    assert engine.bodies == []
+
+
+def test_a_rule_that_goes_while_an_answer_is_made_is_not_counted(with_policy, engine, tmp_path):
+    gateway = with_policy(RULES)
+    gate = threading.Event()
+    engine.script = Script(gate=gate)
+    thread = threading.Thread(target=lambda: gateway.chat(stream=True))
+    thread.start()
+    wait_until(lambda: engine.bodies)
+    (tmp_path / "policy.yaml").write_text("version: 1\n")
+    assert gateway.server.server.config.app.state.gateway.budgets.reload()
+    gate.set()
+    thread.join(20)
+    assert gateway.total("lychee_budget_decisions_total", reason="rule") == 1
+    assert gateway.registry.get_sample_value("lychee_policy_rule_answers_total", {"rule": "streams"}) is None
+
+
+def test_an_empty_text_with_a_recall_to_hold(gateway):
+    reply = gateway.http.post("/v1/completions", json={"prompt": [""], "lychee": {"min_recall": 0.9}})
+    assert reply.status_code == 200
