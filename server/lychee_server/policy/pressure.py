@@ -19,7 +19,6 @@ class EngineLoad(BaseModel):
     """One scheduler's load, as SGLang's `GET /v1/loads?include=core` gives it."""
 
     num_waiting_reqs: int = Field(ge=0)
-    num_running_reqs: int = Field(ge=0)
     token_usage: float = Field(ge=0, allow_inf_nan=False)
 
 
@@ -42,12 +41,10 @@ class Signals:
     Attributes:
         queue: requests that wait, in the gateway and in the engines.
         kv_use: share of the KV pool that running requests hold, of the fullest engine.
-        running: requests that decode, in the busiest engine.
     """
 
     queue: int = 0
     kv_use: float = 0.0
-    running: int = 0
 
     @classmethod
     def of(cls, waiting: int, loads: list[EngineLoad]) -> Signals:
@@ -55,7 +52,6 @@ class Signals:
         return cls(
             queue=waiting + sum(load.num_waiting_reqs for load in loads),
             kv_use=max((load.token_usage for load in loads), default=0.0),
-            running=max((load.num_running_reqs for load in loads), default=0),
         )
 
 

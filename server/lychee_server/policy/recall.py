@@ -128,7 +128,7 @@ class RecallKeeper:
         else:
             bucket = self._bucket(served, number)
             reach = self._move(bucket, recall)
-        context = prompt_tokens + bucket.half_answer
+        context = max(1, prompt_tokens) + bucket.half_answer  # an empty text may have no token at all
         budget = max(self._settings.floor, math.ceil(share_at(reach, context) * context))
         return Holding(budget=budget, share=budget / context, bucket=bucket_label(number), answers=bucket.curve.answers)
 

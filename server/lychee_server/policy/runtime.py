@@ -80,6 +80,7 @@ class BudgetPolicy:
         self._lengths = PromptLengths()
         self._gauge = PressureGauge()
         self._tokenizing = 0
+        self._mute: set[str] = set()  # engines that do not tell their load
         self.policy: Policy | None = self._load() if path is not None else None
         metrics.policy_loaded([rule.name for rule in self.policy.rules] if self.policy else [])
         self._keeper = RecallKeeper(self.policy.recall if self.policy else RecallHold())
@@ -244,7 +245,13 @@ class BudgetPolicy:
             status, body = await engine.upstream.get(_LOADS, self._timeout)
         except GatewayError:
             return []
-        return (parse_loads(body) or []) if status == 200 else []
+        loads = parse_loads(body) if status == 200 else None
+        if loads is not None:
+            self._mute.discard(engine.name)
+        elif engine.name not in self._mute:
+            self._mute.add(engine.name)
+            log.warning("an engine's load cannot be read: it does not press", extra={"engine": engine.name})
+        return loads or []
 
     def state(self) -> dict[str, Any]:
         """Return the policy, and what has been learnt and is held now, for people to read."""

@@ -76,11 +76,13 @@ def test_loads_as_sglang_tells_them():
     two = {**one, "num_running_reqs": 7, "num_waiting_reqs": 1, "token_usage": 0.9}
     loads = parse_loads(f'{{"version": "0", "loads": [{_json(one)}, {_json(two)}]}}'.encode())
     assert loads is not None
-    assert Signals.of(2, loads) == Signals(queue=8, kv_use=0.9, running=7)
+    assert Signals.of(2, loads) == Signals(queue=8, kv_use=0.9)
     assert Signals.of(2, []) == Signals(queue=2)
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b'{"loads": [{"num_running_reqs": -1}]}', b'{"loads": {}}'])
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b'{"loads": [{"num_waiting_reqs": -1, "token_usage": 0}]}', b'{"loads": {}}']
+)
 def test_what_is_no_load(body):
     assert parse_loads(body) is None
 

@@ -19,6 +19,8 @@ from lychee_server.__main__ import main
 from lychee_server.keys import hash_key
 from lychee_server.policy.curve import reach_of
 from lychee_server.policy.file import PolicyError, load_policy
+from lychee_server.policy.recall import RecallKeeper
+from lychee_server.policy.schema import RecallHold
 from tests.gateway.policy.test_recall import recall_at
 from tests.gateway.scripted_engine import SUMMARY, Script, chat_answer, chat_events, wait_until
 from tests.gateway.test_curve import CURVE
@@ -451,6 +453,17 @@ def test_a_rule_that_goes_while_an_answer_is_made_is_not_counted(with_policy, en
     assert gateway.registry.get_sample_value("lychee_policy_rule_answers_total", {"rule": "streams"}) is None
 
 
-def test_an_empty_text_with_a_recall_to_hold(gateway):
-    reply = gateway.http.post("/v1/completions", json={"prompt": [""], "lychee": {"min_recall": 0.9}})
-    assert reply.status_code == 200
+def test_an_empty_text_with_a_recall_to_hold(with_policy, engine):
+    gateway = with_policy(RULES.replace("streaming: true", "prompt_tokens: {min: 2}"))
+    engine.token_count = 0
+    body = {"prompt": [""], "lychee": {"min_recall": 0.9}}
+    assert gateway.http.post("/v1/completions", json=body).status_code == 200
+    assert RecallKeeper(RecallHold()).hold("tiny", 0, 0.9).budget == RecallHold().floor
+
+
+def test_a_load_that_cannot_be_read_is_said_once(with_policy, engine, caplog):
+    gateway = with_policy(PRESSED)
+    wait_until(lambda: "load cannot be read" in caplog.text)
+    engine.loads = [load(100, 0.0)]
+    wait_until(lambda: gateway.value("lychee_policy_pressure_ratio") > 0)
+    assert caplog.text.count("load cannot be read") == 1
