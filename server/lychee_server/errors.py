@@ -179,6 +179,10 @@ def engine_error(status: int, body: bytes) -> GatewayError:
     message = str(fields.get("message") or f"the engine answered with status {status} and no message")
     if status == 503:
         return EngineUnavailable(message)
+    if status == NotAuthenticated.status:
+        # It is the gateway's own key that is wrong: to the client that is a broken engine, not its own key.
+        log.error("the engine refuses the gateway's key (engine_api_key)", extra={"problem": message})
+        return EngineFailed("the engine refuses the gateway's key")
     if status >= 500:
         return EngineFailed(message)
     param, code = fields.get("param"), fields.get("code")

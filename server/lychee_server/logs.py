@@ -33,10 +33,16 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        extra = "".join(f" {key}={value}" for key, value in vars(record).items() if key not in _STANDARD)
+        extra = "".join(f" {key}={_on_one_line(value)}" for key, value in vars(record).items() if key not in _STANDARD)
         at = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
         line = f"{at} {record.levelname.lower():<7} {record.getMessage()}{extra}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _on_one_line(value: object) -> str:
+    """Write a value; what a client has sent cannot begin a line of its own, nor move the cursor."""
+    text = str(value)
+    return text if text.isprintable() else repr(text)
 
 
 def configure_logging(level: str, form: Literal["json", "text"] = "json") -> None:

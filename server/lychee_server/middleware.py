@@ -110,6 +110,9 @@ class RequestMiddleware:
         except (NotAuthenticated, NoSuchTier) as error:  # the application's own handlers are further inside
             self._metrics.refused("no_key")
             await error_response(error, self._retry_after)(scope, receive, send_with_id)
+        except Exception:  # broad: it goes on to the server; a status of 200 may have been sent by now
+            record.status = 500
+            raise
         finally:
             self._note(scope["method"], path, record, record.status or sent_status, state["caller"])
             if completion:

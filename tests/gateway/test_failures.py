@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import threading
 import time
-from typing import TYPE_CHECKING
 
+import httpx
 import openai
 import pytest
 
 from tests.gateway.scripted_engine import DONE, Broken, Script, chat_events, wait_until
-
-if TYPE_CHECKING:
-    import httpx
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 
@@ -178,3 +175,21 @@ def test_error_that_the_engine_writes_into_a_stream_is_passed(gateway, engine):
     assert gateway.chat(stream=True).content == b"".join([*chat_events()[:2], error, DONE])
     assert gateway.total("lychee_requests_total", route="/v1/chat/completions", status="503") == 1
     assert gateway.total("lychee_request_latency_seconds_count") == 0
+
+
+def test_a_wrong_key_of_the_gateways_own_is_not_the_clients(gateway, engine):
+    engine.script = Script(status=401, answer={"error": "Unauthorized"})
+    reply = gateway.chat()
+    assert (reply.status_code, reply.json()["error"]["code"]) == (502, "engine_error")
+    assert "www-authenticate" not in reply.headers
+
+
+def test_a_mistake_of_the_gateways_in_a_stream_counts_as_one(gateway, monkeypatch):
+    def mistake(*_):
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr("lychee_server.tally.AnswerTally.event", mistake)
+    with pytest.raises(httpx.RemoteProtocolError):
+        gateway.chat(stream=True)
+    assert gateway.total("lychee_requests_total", route="/v1/chat/completions", status="500") == 1
+    assert gateway.value("lychee_requests_total", route="/v1/chat/completions", status="200") == 0

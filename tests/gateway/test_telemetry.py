@@ -129,3 +129,10 @@ def test_log_lines_for_people():
     assert line.endswith(" info    a b status=200")
     with pytest.raises(json.JSONDecodeError):
         json.loads(line)
+
+
+def test_a_log_line_stays_one_line():
+    record = logging.makeLogRecord({"msg": "request", "levelno": logging.INFO, "levelname": "INFO"})
+    record.path = "/a\n12:00:00 error   forged \x1b[2J"
+    line = TextFormatter().format(record)
+    assert line.endswith(r" request path='/a\n12:00:00 error   forged \x1b[2J'")
