@@ -95,7 +95,9 @@ class Settings(BaseModel):
         default=5, ge=1, le=1000, description="failures in a row after which an engine gets no requests for a while"
     )
     breaker_pause: Seconds = Field(default=10.0, description="how long; then one request tries it")
-    retry_after: int = Field(default=5, ge=1, le=3600, description="`Retry-After` of 429 and 503 answers")
+    retry_after: int = Field(
+        default=5, ge=1, le=3600, description="`Retry-After` of 429 and 503 answers that know no better time"
+    )
     policy_file: OptionalFile = Field(default=None, description="the budget policy, a YAML file; SIGHUP reads it again")
     otlp_endpoint: HttpUrl | None = Field(
         default=None,
