@@ -75,7 +75,7 @@ def test_the_report_adds_up_what_was_read_and_held() -> None:
     assert report[2][Report.RECALL] == pytest.approx(1.0, abs=1e-6)
 
 
-def test_the_state_takes_less_than_a_fiftieth_of_the_pool() -> None:
+def test_the_state_takes_less_than_a_hundredth_of_the_pool() -> None:
     # Llama-3.1-8B, six contexts of 128K, 32 roots of which layer 0 writes eight: what the backend allocates
     shape = WorkShape(kv_heads=8, group=4, head_dim=128, block=128, programs=264, chunk=2048, patterns=(0, 1, 2, 8))
     tokens = 6 * 131_072
