@@ -47,7 +47,7 @@ class Ablation:
         exam: the questions.
         exam_haystack: text file or folder for the questions; None: the half of Python's documentation that no training
             sees.
-        workers: trainings at a time; they are bound by launches, so a GPU carries several.
+        workers: trainings at a time on each GPU (on a CPU: in all); bound by launches, so a GPU carries several.
     """
 
     retrieval: int

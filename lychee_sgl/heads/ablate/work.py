@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -94,7 +95,7 @@ class Workshop:
             return self.trained(), None, False
         plans = self.plans()
         self._check_answers(plans)
-        shared = self._share_answers() if self.ablation.workers > 1 else True
+        shared = self._share_answers() if len(self._places()) > 1 else True
         # what is left to ask is nothing, if others asked it; this reads what they wrote
         answers, done = self.answer(plans, late=not shared)
         return plans, answers, done
@@ -182,11 +183,16 @@ class Workshop:
             if not self._plan_file(name).exists()
         ]
         running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
+        places = self._places()
+        where: dict[str, dict[str, str]] = {}
         try:
             while waiting or running:
-                while waiting and len(running) < self.ablation.workers and not self.late:
+                while waiting and len(running) < len(places) and not self.late:
                     name, settings = waiting.pop(0)
-                    running[name] = self._start(name, settings), time.monotonic()
+                    taken = [where[other] for other in running]
+                    # never more trainings than places, so the GPU with the fewest has a place
+                    where[name] = min(places, key=lambda place: (taken.count(place), places.index(place)))
+                    running[name] = self._start(name, settings, where[name]), time.monotonic()
                 if self.late:
                     return False
                 self._collect(running)
@@ -212,7 +218,15 @@ class Workshop:
             except subprocess.TimeoutExpired:
                 break
 
-    def _start(self, name: str, settings: TrainSettings) -> subprocess.Popen[bytes]:
+    def _places(self) -> list[dict[str, str]]:
+        """Where processes run: the environment of each that may run at one time, `workers` on every GPU."""
+        if self.device is not None or torch.cuda.device_count() < 2:
+            return [{}] * self.ablation.workers
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = shown.split(",") if shown else [str(index) for index in range(torch.cuda.device_count())]
+        return [{"CUDA_VISIBLE_DEVICES": name} for _ in range(self.ablation.workers) for name in names]
+
+    def _start(self, name: str, settings: TrainSettings, place: dict[str, str]) -> subprocess.Popen[bytes]:
         data = self.ablation.data
         words: list[object] = [
             sys.executable, "-m", "lychee_sgl.heads", "train", "--model", self.model, "--out", self._plan_file(name),
@@ -229,7 +243,9 @@ class Workshop:
             words += [flag, value] if value is not None else []
         words += ["--recompute"] if settings.recompute else []
         with self._log_file(name).open("ab") as log:
-            return subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            return subprocess.Popen(
+                [str(word) for word in words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | place
+            )
 
     def trained(self) -> dict[str, HeadPlan]:
         """Trained plans that are there, by name."""
@@ -281,7 +297,8 @@ class Workshop:
         Raises:
             ValueError: one failed.
         """
-        count = self.ablation.workers
+        places = self._places()
+        count = len(places)
         words = [sys.executable, "-m", "lychee_sgl.heads", "ablate", "--config", self.config, "--model", self.model,
                  "--out", self.folder, "--rows", self.at_once]  # fmt: skip
         for flag, value in (("--model-name", self.model_name), ("--device", self.device)):
@@ -290,10 +307,12 @@ class Workshop:
             words += ["--minutes", max(0.0, self.until - time.monotonic()) / 60]
         children = []
         try:
-            for part in range(count):
+            for part, place in enumerate(places):
                 with self._share_log(part).open("ab") as log:
                     told = [str(word) for word in (*words, "--share", f"{part}/{count}")]
-                    children.append(subprocess.Popen(told, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
+                    children.append(
+                        subprocess.Popen(told, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | place)
+                    )
             codes = [child.wait() for child in children]
         finally:
             for child in children:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from lychee_sgl.heads.ablate.config import RIVALS, read_ablation
 from lychee_sgl.heads.ablate.report import markdown
+from lychee_sgl.heads.ablate.work import Workshop
 from lychee_sgl.heads.cli import app
 from lychee_sgl.heads.heuristic import heuristic_plan
 from lychee_sgl.heads.plan import HeadPlan
@@ -162,3 +163,18 @@ def test_no_configuration(tmp_path: Path) -> None:
         (tmp_path / "c.yaml").write_text(text)
         with pytest.raises(ValueError, match=message):
             read_ablation(tmp_path / "c.yaml")
+
+
+def test_work_is_dealt_round_the_gpus_that_are_visible(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No host of these tests has two GPUs: how many there are is told."""
+    workshop = Workshop(
+        config=config, ablation=read_ablation(config), model=tmp_path, model_name=None, folder=tmp_path, until=None,
+        tell=lambda line: None,
+    )  # fmt: skip
+    assert workshop._places() == [{}, {}]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2,5")
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in workshop._places()] == ["1", "2", "5", "1", "2", "5"]
+    assert replace(workshop, device="cuda:1")._places() == [{}, {}]
