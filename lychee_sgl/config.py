@@ -47,6 +47,11 @@ class EngineConfig:
         metadata=_setting("LYCHEE_PREFILL_THREADS", "all cores", "CPU only: threads for prefill (decode uses one)"),
     )
 
+    rival_policies: bool = field(
+        default=False,
+        metadata=_setting("LYCHEE_RIVAL_POLICIES", "0", "1: requests may name a policy of section 11, for evaluation"),
+    )
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> EngineConfig:
         """Reads the settings.
@@ -69,6 +74,7 @@ class EngineConfig:
             dense_below=_whole("LYCHEE_DENSE_BELOW", given.get("dense_below"), 0),
             recall_every=_whole("LYCHEE_RECALL_EVERY", given.get("recall_every", "32"), 0) or 0,
             prefill_threads=_whole("LYCHEE_PREFILL_THREADS", given.get("prefill_threads"), 1),
+            rival_policies=_switch("LYCHEE_RIVAL_POLICIES", given.get("rival_policies", "0")),
         )
 
     def resolved_dense_below(self, device: str) -> int:
@@ -76,6 +82,12 @@ class EngineConfig:
         if self.dense_below is not None:
             return self.dense_below
         return DENSE_BELOW_CPU if device == "cpu" else DENSE_BELOW_GPU
+
+
+def _switch(variable: str, text: str) -> bool:
+    if text not in ("0", "1"):
+        raise ConfigError(f"{variable} is {text!r}, allowed: 0, 1")
+    return text == "1"
 
 
 def _whole(variable: str, text: str | None, low: int) -> int | None:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
-from lychee_kernels.layout import TokenSets
+from lychee_kernels.decode_plan.api import PlanRules
 from lychee_sgl import compat
 from lychee_sgl.backend.hybrid import HybridHeads
 from lychee_sgl.backend.results import HostSteps
-from lychee_sgl.backend.summary import Step
+from lychee_sgl.backend.step import begin_steps, run_layer, step_results
 from lychee_sgl.cpu.decode import hybrid_decode
 from lychee_sgl.cpu.extend import extend
 
@@ -20,40 +20,9 @@ if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
-    from lychee_kernels.decode_plan.api import RowDecisions
     from lychee_sgl.backend.plans import ChosenPlan
+    from lychee_sgl.backend.step import DecodeStep
     from lychee_sgl.config import EngineConfig
-
-
-@dataclass(slots=True, kw_only=True)
-class DecodeStep:
-    """One decode step of a batch: what the layers read, and what they add up."""
-
-    rows: RowDecisions
-    seq_lens: torch.Tensor
-    kv_indptr: torch.Tensor
-    kv_indices: torch.Tensor
-    sets: TokenSets
-    attended: torch.Tensor
-    recall_sum: torch.Tensor
-    recall_heads: torch.Tensor
-
-    def results(self, layers: int, kv_heads: int) -> list[Step]:
-        """Gives each row's statistics, once all layers have run."""
-        lengths, fallback, bound = (t.tolist() for t in (self.seq_lens, self.rows.fallback, self.rows.bound))
-        attended, mass, heads = (t.tolist() for t in (self.attended, self.recall_sum, self.recall_heads))
-        return [
-            Step(
-                attended=attended[b],
-                dense_equivalent=lengths[b] * layers * kv_heads,
-                fallback=fallback[b],
-                budget=bound[b],
-                context=lengths[b],
-                recall=mass[b] / heads[b] if heads[b] else None,
-                batch=len(lengths),
-            )
-            for b in range(len(lengths))
-        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +50,7 @@ class LycheeCpuBackend(HybridHeads, AttentionBackend):
         self.req_to_token_pool = runner.req_to_token_pool
         self.token_to_kv_pool = runner.token_to_kv_pool
         self.set_up(runner, chosen, config, self.device)
-        self._decode: DecodeStep | None = None
+        self._decode: list[DecodeStep] = []
         self._extend: list[ExtendPart] = []
 
     def support_triton(self) -> bool:
@@ -90,7 +59,7 @@ class LycheeCpuBackend(HybridHeads, AttentionBackend):
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         """Prepares a forward pass: the rows and slots of a decode step, or the parts of an extend."""
-        self._decode, self._extend = None, []
+        self._decode, self._extend = [], []
         if forward_batch.forward_mode.is_decode():
             self._decode = self._begin_decode(forward_batch)
         elif not forward_batch.forward_mode.is_idle():
@@ -99,27 +68,10 @@ class LycheeCpuBackend(HybridHeads, AttentionBackend):
     def _slots(self, req_pool_index: int, length: int) -> torch.Tensor:
         return self.req_to_token_pool.req_to_token[req_pool_index, :length]
 
-    def _begin_decode(self, forward_batch: ForwardBatch) -> DecodeStep:
-        seq_lens = forward_batch.seq_lens.to(torch.int64)
-        indices, lengths = forward_batch.req_pool_indices.tolist(), seq_lens.tolist()
-        step = self.table.step(
-            forward_batch.req_pool_indices, seq_lens, dense_below=self.dense_below, recall_every=self.recall_every
-        )
-        batch = len(lengths)
-        capacity = int(torch.where(step.rows.dense, 0, step.bound).max()) if batch else 0
-        return DecodeStep(
-            rows=step,
-            seq_lens=seq_lens,
-            kv_indptr=torch.cat([seq_lens.new_zeros(1), seq_lens.cumsum(0)]),
-            kv_indices=torch.cat([self._slots(r, n) for r, n in zip(indices, lengths, strict=True)]).to(torch.int64),
-            sets=TokenSets(
-                positions=torch.empty((batch, self.roots, capacity), dtype=torch.int32),
-                counts=torch.zeros((batch, self.roots), dtype=torch.int32),
-            ),
-            attended=torch.zeros(batch, dtype=torch.int64),
-            recall_sum=torch.zeros(batch, dtype=torch.float64),
-            recall_heads=torch.zeros(batch, dtype=torch.int64),
-        )
+    def _begin_decode(self, forward_batch: ForwardBatch) -> list[DecodeStep]:
+        rules = PlanRules(dense_below=self.dense_below, recall_every=self.recall_every)
+        slots, lengths = forward_batch.req_pool_indices, forward_batch.seq_lens
+        return begin_steps(self.table, self.req_to_token_pool.req_to_token, slots, lengths, rules, self.roots)
 
     def _begin_extend(self, forward_batch: ForwardBatch) -> list[ExtendPart]:
         parts, start = [], 0
@@ -150,24 +102,13 @@ class LycheeCpuBackend(HybridHeads, AttentionBackend):
         **_: Any,
     ) -> torch.Tensor:
         """One layer of a decode step, q [B, H*G*D]; returns [B, H*G*D]."""
-        step = self._decode
-        assert step is not None, "forward_decode without init_forward_metadata"
+        assert self._decode, "forward_decode without init_forward_metadata"
         if save_kv_cache:
             compat.write_kv(self.token_to_kv_pool, layer, forward_batch.out_cache_loc, k, v)
-        result = hybrid_decode(
-            q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim),
-            *self._buffers(layer),
-            step.kv_indptr,
-            step.kv_indices,
-            self.heads[layer.layer_id],
-            step.sets,
-            step.rows.rows,
-            layer.scaling,
-        )
-        step.attended += result.attended
-        step.recall_sum += result.recall_sum
-        step.recall_heads += result.recall_heads
-        return result.out.reshape(len(q), -1)
+        queries, layer_id = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim), layer.layer_id
+        heads, scale = self.heads[layer_id], layer.scaling
+        out = run_layer(self._decode, queries, self._buffers(layer), heads, layer_id, scale, hybrid_decode)
+        return out.reshape(len(q), -1)
 
     def forward_extend(
         self,
@@ -192,6 +133,6 @@ class LycheeCpuBackend(HybridHeads, AttentionBackend):
 
     def take_results(self) -> HostSteps | None:
         """Gives the statistics of the decode step that has just run, or None after anything else."""
-        if self._decode is None:
+        if not self._decode:
             return None
-        return HostSteps(self._decode.results(len(self.heads), self.plan.model.num_key_value_heads))
+        return HostSteps(step_results(self._decode, len(self.heads), self.plan.model.num_key_value_heads))

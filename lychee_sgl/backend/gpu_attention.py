@@ -12,16 +12,19 @@ from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend
 from lychee_kernels.decode_plan.api import Fallback, PlanRules
 from lychee_kernels.decode_plan.around import report_step, snapshot_slots
 from lychee_kernels.decode_plan.triton import plan_decode
+from lychee_kernels.hybrid_decode import hybrid_decode
 from lychee_kernels.hybrid_decode.triton import Launch, attend_layer, select_layer
 from lychee_kernels.work import DecodePlan, LayerTable, WorkShape, Workspace
 from lychee_sgl import compat
 from lychee_sgl.backend.hybrid import HybridHeads
-from lychee_sgl.backend.results import DenseSteps, DeviceSteps
+from lychee_sgl.backend.results import DenseSteps, DeviceSteps, HostSteps
+from lychee_sgl.backend.step import begin_steps, run_layer, step_results
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
+    from lychee_sgl.backend import step as host_step
     from lychee_sgl.backend.plans import ChosenPlan
     from lychee_sgl.config import EngineConfig
 
@@ -65,6 +68,7 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
         self.variant = self.variant_to_capture = "dense"
         self.max_rows = min(MAX_ROWS, self.table.params.shape[0] - 1)
         self._step: DecodeStep | None = None
+        self._rivals: list[host_step.DecodeStep] = []
         self._make_kernel_state(runner)
 
     def _make_kernel_state(self, runner: Any) -> None:
@@ -139,6 +143,11 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
         if not forward_batch.forward_mode.is_decode():
             self.variant = "dense"
             super().init_forward_metadata(forward_batch)
+        elif self.batch_has_rivals():
+            self.variant = "rivals"
+            slots, lengths = forward_batch.req_pool_indices, forward_batch.seq_lens
+            table = self.req_to_token_pool.req_to_token
+            self._rivals = begin_steps(self.table, table, slots, lengths, self.rules, self.roots)
         elif self._choose(forward_batch) == "dense":
             super().init_forward_metadata(forward_batch)
         else:
@@ -205,6 +214,10 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
         if save_kv_cache and k is not None:
             compat.write_kv(self.token_to_kv_pool, layer, forward_batch.out_cache_loc, k, v)
         queries = q.contiguous().view(-1, layer.tp_q_head_num, layer.head_dim)
+        if self.variant == "rivals":
+            pool, heads, scale = self.token_to_kv_pool.get_kv_buffer(layer.layer_id), self.heads, layer.scaling
+            out = run_layer(self._rivals, queries, pool, heads[layer.layer_id], layer.layer_id, scale, hybrid_decode)
+            return out.reshape(len(queries), -1)
         result = torch.empty_like(queries)
         table, lse = self.layers[layer.layer_id], self.lse[: len(queries)]
         self._join_selection()
@@ -249,9 +262,12 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
             torch.cuda.current_stream().wait_stream(self._selection)
             self._selecting = False
 
-    def take_results(self) -> DeviceSteps | DenseSteps | None:
+    def take_results(self) -> DeviceSteps | DenseSteps | HostSteps | None:
         """Gives the statistics of the decode step that has just run, or None after anything else."""
         step, self._step = self._step, None
+        if self._rivals:
+            rivals, self._rivals = self._rivals, []
+            return HostSteps(step_results(rivals, len(self.heads), self.shape.kv_heads))
         if step is None:
             return None
         heads = len(self.heads) * self.shape.kv_heads

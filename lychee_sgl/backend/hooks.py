@@ -10,6 +10,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lychee_sgl import compat
+from lychee_sgl.config import ConfigError, EngineConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,6 +95,14 @@ def around_graph_key(original: Callable[..., Any], graph_runner: Any, *args: Any
     return dataclasses.replace(key, variant_label=label)
 
 
+def around_can_run_graph(original: Callable[..., Any], graph_runner: Any, *args: Any, **kwargs: Any) -> Any:
+    """Keeps a batch with a rival policy out of the graphs: such a step runs by the definition, in torch."""
+    backend = getattr(graph_runner.model_runner, "lychee", None)
+    if backend is not None and backend.batch_has_rivals():
+        return False
+    return original(graph_runner, *args, **kwargs)
+
+
 def before_release(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Keeps KV of sparse decode steps out of the radix cache (DESIGN.md 2.3); the prompt is in it since the prefill.
 
@@ -137,7 +146,15 @@ def _gpu_hooks() -> list[Hook]:
         Hook("sglang.srt.managers.utils.GenerationBatchResult.copy_to_cpu", before_copy, "before"),
         Hook(f"{graphs}.capture_one_shape", around_capture, "around"),
         Hook(f"{graphs}._make_graph_key", around_graph_key, "around"),
+        *([Hook(f"{graphs}.can_run_graph", around_can_run_graph, "around")] if _serves_rivals() else []),
     ]
+
+
+def _serves_rivals() -> bool:
+    try:
+        return EngineConfig.from_env().rival_policies
+    except ConfigError:
+        return False  # the factory says what is wrong; SGLang would only log it here
 
 
 def _cpu_hooks() -> list[Hook]:

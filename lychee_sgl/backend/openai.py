@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lychee_sgl import __version__
 from lychee_sgl.backend.plans import ChosenPlan, choose_plan, model_shape
-from lychee_sgl.backend.request import BudgetRequest, resolve
+from lychee_sgl.backend.request import POLICIES, BudgetRequest, resolve
 from lychee_sgl.backend.summary import INFO_KEY, Times, summarise
 from lychee_sgl.config import EngineConfig
 
@@ -58,6 +58,15 @@ class Engine:
             model=args.served_model_name,
         )
 
+    def asked(self, obj: Any) -> BudgetRequest:
+        """Reads what a request asks for.
+
+        Raises:
+            ValueError: something is not allowed; the message names it, its value and what is allowed.
+        """
+        params = _custom_params(obj)
+        return BudgetRequest.from_custom_params(params, self.context_window, rivals=self.config.rival_policies)
+
     def info(self) -> dict[str, Any]:
         """Gives the answer of `GET /lychee/info`."""
         defaults = self.chosen.plan.to_dict()["defaults"]
@@ -67,6 +76,7 @@ class Engine:
             "defaults": defaults,
             "dense_below": self.config.resolved_dense_below(self.device),
             "recall_every": self.config.recall_every,
+            "policies": [*POLICIES] if self.config.rival_policies else ["plan"],
             "context_window": self.context_window,
             "model": self.model,
             "device": self.device,
@@ -91,7 +101,7 @@ async def watch(
     engine = Engine.of(manager)
     watched = engine is not None and hasattr(obj, "sampling_params")
     if watched and engine is not None:
-        BudgetRequest.from_custom_params(_custom_params(obj), engine.context_window)
+        resolve(engine.asked(obj), engine.chosen.plan.defaults, 0)  # which refuses what only the plan's mode forbids
         setattr(obj, SEEN, {})
     async with aclosing(original(manager, obj, *args, **kwargs)) as outputs:
         async for output in outputs:
@@ -117,10 +127,9 @@ def summary_of(manager: Any, obj: Any) -> dict[str, Any] | None:
         return None
     metas = list(seen.values())
     prompt = metas[0].get("prompt_tokens", 0)
-    asked = BudgetRequest.from_custom_params(_custom_params(obj), engine.context_window)
     return summarise(
         [meta.get(INFO_KEY, ()) for meta in metas],
-        resolve(asked, engine.chosen.plan.defaults, prompt),
+        resolve(engine.asked(obj), engine.chosen.plan.defaults, prompt),
         prompt + max(meta.get("completion_tokens", 0) for meta in metas),
         Times.of(metas),
     )

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lychee_kernels.decode_plan.api import DENSE
 from lychee_kernels.layout import Mode
+from lychee_kernels.policies import Policy
+from lychee_kernels.policies.api import MODES as SIZED_MODES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 PREFIX = "lychee_"
 MODES = {"topk": Mode.TOPK, "ratio": Mode.RATIO, "threshold": Mode.THRESHOLD, "top_p": Mode.TOP_P}
 MODE_NAMES = {mode: name for name, mode in MODES.items()}
+POLICIES = {policy.name.lower(): policy for policy in Policy}
+KEYS = ("budget", "mode", "value", "policy", "seed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,22 +30,28 @@ class BudgetRequest:
     budget: int | Literal["dense", "auto"] | None = None
     mode: Literal["topk", "ratio", "threshold", "top_p"] | None = None
     value: float | None = None
+    policy: str | None = None
+    seed: int | None = None
 
     @classmethod
-    def from_custom_params(cls, params: Mapping[str, Any] | None, context_window: int) -> BudgetRequest:
+    def from_custom_params(
+        cls, params: Mapping[str, Any] | None, context_window: int, *, rivals: bool = False
+    ) -> BudgetRequest:
         """Reads and checks the `lychee_*` entries of SGLang's `custom_params`.
 
         Args:
             params: the request's `custom_params`.
             context_window: the largest budget that makes sense, in tokens.
+            rivals: whether policies beside the plan are served.
 
         Raises:
             ValueError: an entry is unknown or not allowed; the message names it, its value and what is allowed.
         """
         ours = {k.removeprefix(PREFIX): v for k, v in (params or {}).items() if str(k).startswith(PREFIX)}
-        unknown = sorted(ours.keys() - {"budget", "mode", "value"})
+        unknown = sorted(ours.keys() - {*KEYS})
         if unknown:
-            raise ValueError(f"{PREFIX}{unknown[0]} is unknown, allowed: lychee_budget, lychee_mode, lychee_value")
+            allowed = ", ".join(f"{PREFIX}{key}" for key in KEYS)
+            raise ValueError(f"{PREFIX}{unknown[0]} is unknown, allowed: {allowed}")
         budget, mode, value = ours.get("budget"), ours.get("mode"), ours.get("value")
         whole = isinstance(budget, int) and not isinstance(budget, bool) and 1 <= budget <= context_window
         if budget is not None and budget not in ("dense", "auto") and not whole:
@@ -53,7 +63,10 @@ class BudgetRequest:
         if budget == "dense" and mode is not None:
             raise ValueError(f"lychee_mode is {mode!r}, not allowed with lychee_budget 'dense'")
         _check_value(mode, value)
-        return cls(budget=budget, mode=mode, value=None if value is None else float(value))
+        policy, seed = ours.get("policy"), ours.get("seed")
+        _check_policy(policy, seed, budget, mode, rivals=rivals)
+        number = None if value is None else float(value)
+        return cls(budget=budget, mode=mode, value=number, policy=policy, seed=seed)
 
 
 def _check_value(mode: str | None, value: Any) -> None:
@@ -68,6 +81,27 @@ def _check_value(mode: str | None, value: Any) -> None:
         raise ValueError(f"lychee_value is {value!r}, allowed with lychee_mode {mode}: a number above 0 {above}")
 
 
+def _check_policy(policy: Any, seed: Any, budget: Any, mode: str | None, *, rivals: bool) -> None:
+    if policy is not None and policy not in POLICIES:
+        raise ValueError(f"lychee_policy is {policy!r}, allowed: {', '.join(POLICIES)}")
+    rival = policy not in (None, "plan")
+    if rival and not rivals:
+        raise ValueError(
+            f"lychee_policy is {policy!r}, allowed: 'plan'; the others are for evaluation, and served by an engine "
+            "with LYCHEE_RIVAL_POLICIES=1 in its environment"
+        )
+    if rival and budget == "dense":
+        raise ValueError(f"lychee_policy is {policy!r}, not allowed with lychee_budget 'dense'")
+    if rival and mode is not None and MODES[mode] not in SIZED_MODES:
+        raise ValueError(f"lychee_mode is {mode!r}, allowed with lychee_policy {policy!r}: topk, ratio")
+    if seed is None:
+        return
+    if policy != "random":
+        raise ValueError(f"lychee_seed is {seed!r}, allowed only with lychee_policy 'random'")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
+        raise ValueError(f"lychee_seed is {seed!r}, allowed: a whole number from 0 to {2**31 - 1}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowSpec:
     """What the row tables hold of a request.
@@ -78,6 +112,8 @@ class RowSpec:
         value: the fraction of a mode that needs one, else 0.
         sinks: first positions kept.
         recent: last positions kept.
+        policy: how sets are chosen.
+        seed: of the policy `random`.
     """
 
     mode: Mode
@@ -85,6 +121,8 @@ class RowSpec:
     value: float
     sinks: int
     recent: int
+    policy: Policy = Policy.PLAN
+    seed: int = 0
 
 
 def resolve(request: BudgetRequest, defaults: PlanDefaults, prompt_tokens: int) -> RowSpec:
@@ -94,6 +132,9 @@ def resolve(request: BudgetRequest, defaults: PlanDefaults, prompt_tokens: int) 
         request: what was asked.
         defaults: the plan's.
         prompt_tokens: length of the prompt, for `auto`.
+
+    Raises:
+        ValueError: a policy that needs sets of a known size, and the plan's own mode gives none.
     """
     asked_nothing = request.budget is None and request.mode is None
     budget = defaults.budget if asked_nothing else request.budget
@@ -105,4 +146,15 @@ def resolve(request: BudgetRequest, defaults: PlanDefaults, prompt_tokens: int) 
     if budget == "auto":
         budget = defaults.auto.resolve(prompt_tokens)
     number = DENSE if budget == "dense" else budget or 0
-    return RowSpec(mode=MODES[mode], budget=int(number), value=value, sinks=defaults.sinks, recent=defaults.recent)
+    policy = POLICIES[request.policy or "plan"]
+    if policy is not Policy.PLAN and MODES[mode] not in SIZED_MODES:
+        raise ValueError(f"lychee_mode is not given and the plan's is {mode!r}; with lychee_policy: topk, ratio")
+    return RowSpec(
+        mode=MODES[mode],
+        budget=int(number),
+        value=value,
+        sinks=defaults.sinks,
+        recent=defaults.recent,
+        policy=policy,
+        seed=request.seed or 0,
+    )

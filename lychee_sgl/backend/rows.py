@@ -27,8 +27,8 @@ FALLBACK_NAMES = {
 class RowTable:
     """`params` int32 [max_reqs + 1, 5] and `values` float64 [max_reqs + 1], indexed by `req_pool_indices`.
 
-    A slot that was never written is dense: so is SGLang's padding row 0, and so is a warm-up. `host` is a copy of
-    `params` and `values` in the host's memory.
+    A slot that was never written is dense: so is SGLang's padding row 0, and so is a warm-up. `host_params` and
+    `host_values` are copies in the host's memory; policies and their seeds are there alone, for no kernel knows them.
     """
 
     def __init__(self, max_reqs: int, device: torch.device | str) -> None:
@@ -37,6 +37,8 @@ class RowTable:
         self.values = torch.zeros(max_reqs + 1, dtype=torch.float64, device=device)
         self.host_params = self.params.cpu().numpy().copy()
         self.host_values = self.values.cpu().numpy().copy()
+        self.host_policies = np.zeros(max_reqs + 1, dtype=np.int64)
+        self.host_seeds = np.zeros(max_reqs + 1, dtype=np.int64)
 
     def write(self, slots: list[int], specs: list[RowSpec], prompt_tokens: list[int]) -> None:
         """Writes the rows of an extend batch, in one copy each."""
@@ -46,6 +48,8 @@ class RowTable:
             [int(s.mode), s.budget, s.sinks, s.recent, prompt] for s, prompt in zip(specs, prompt_tokens, strict=True)
         ]
         self.host_values[slots] = [s.value for s in specs]
+        self.host_policies[slots] = [int(s.policy) for s in specs]
+        self.host_seeds[slots] = [s.seed for s in specs]
         index = self._send(np.asarray(slots, dtype=np.int64))
         self.params[index] = self._send(self.host_params[slots])
         self.values[index] = self._send(self.host_values[slots])

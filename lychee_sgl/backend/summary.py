@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lychee_kernels.decode_plan.api import DENSE, Fallback
+from lychee_kernels.policies import Policy
 from lychee_sgl.backend.request import MODE_NAMES
 from lychee_sgl.backend.rows import FALLBACK_NAMES
 
@@ -95,6 +96,7 @@ def summarise(
     attended, dense = sum(s.attended for s in steps), sum(s.dense_equivalent for s in steps)
     fallbacks = [s.fallback for s in steps if s.fallback != Fallback.NONE]
     bounded = spec.budget > 0 or spec.budget == DENSE
+    rival = {"policy": spec.policy.name.lower(), "realisable": spec.policy.realisable}
     return {
         "budget": ("dense" if spec.budget == DENSE else spec.budget) if bounded else None,
         "mode": None if spec.budget == DENSE else MODE_NAMES[spec.mode],
@@ -112,4 +114,5 @@ def summarise(
         "queue_seconds": times.queue,
         "decode_seconds": times.decode,
         "engine_seconds": times.engine,
+        **({} if spec.policy is Policy.PLAN else rival),
     }

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from lychee_kernels.hybrid_decode import hybrid_decode as reference_decode
 from lychee_kernels.layout import Mode, TokenSets
+from lychee_kernels.policies import Policy, PolicyRows, policy_decode
 from lychee_kernels.select_tokens.reference import select_row as reference_select
 from lychee_kernels.testing import assert_close_to_float64, layer, make_layer_inputs, make_rows
 from lychee_sgl.cpu.decode import hybrid_decode
@@ -119,3 +120,22 @@ def test_a_half_precision_pool_is_refused() -> None:
     args = (inputs.q, inputs.k_buffer, inputs.v_buffer, inputs.kv_indptr, inputs.kv_indices)
     with pytest.raises(TypeError, match=r"torch.float16, on the CPU allowed: bfloat16, float32"):
         hybrid_decode(*args, layer("R"), TokenSets.empty(1, 1, 4), make_rows(1), 0.3)
+
+
+@pytest.mark.parametrize("policy", [policy for policy in Policy if policy is not Policy.PLAN], ids=str)
+def test_policies_over_the_compiled_attention_are_their_definition(policy: Policy) -> None:
+    generator = torch.Generator().manual_seed(11)
+    inputs = make_layer_inputs([70, 200, 1], kv_heads=3, group=3, head_dim=64, generator=generator)
+    rows = make_rows(3, budget=[40, 40, 40], dense=[True, False, False], audit=True)
+    found = []
+    for attend in (reference_decode, hybrid_decode):
+        sets = TokenSets.empty(3, 3, 40)
+        for number, heads in enumerate((layer("RRR"), layer("RSS"))):
+            asked = PolicyRows(policy=policy, layer=2 + number, seeds=(1, 2, 3))
+            pool = (inputs.q, inputs.k_buffer, inputs.v_buffer, inputs.kv_indptr, inputs.kv_indices)
+            result = policy_decode(*pool, heads, sets, rows, asked, 0.125, attend=attend)
+        found.append(result)
+    expected, got = found
+    torch.testing.assert_close(got.out, expected.out, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(got.recall_sum, expected.recall_sum, atol=1e-5, rtol=1e-5)
+    assert got.attended.tolist() == expected.attended.tolist()

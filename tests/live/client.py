@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 TOP = 8
 """Alternatives asked for at each token; a first difference must lie among them."""
@@ -37,8 +40,18 @@ class Client:
         """Closes the connections."""
         self.http.close()
 
-    def generate(self, prompt: list[int], *, tokens: int = 64, budget: object = None, **params: object) -> Answer:
-        custom = {} if budget is None else {"custom_params": {"lychee_budget": budget}}
+    def generate(
+        self,
+        prompt: list[int],
+        *,
+        tokens: int = 64,
+        budget: object = None,
+        lychee: Mapping[str, object] | None = None,
+        **params: object,
+    ) -> Answer:
+        ours = {f"lychee_{key}": value for key, value in ({"budget": budget} | dict(lychee or {})).items()}
+        asked = {key: value for key, value in ours.items() if value is not None}
+        custom = {"custom_params": asked} if asked else {}
         body = {
             "input_ids": prompt,
             "sampling_params": {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True, **custom, **params},

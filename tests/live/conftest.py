@@ -22,6 +22,7 @@ from client import Client
 GPU = torch.cuda.is_available()
 STOCK = "flashinfer" if GPU else "torch_native"
 """The dense backend that ours is compared with."""
+ENVIRON = {"LYCHEE_DENSE_BELOW": "0", "LYCHEE_RECALL_EVERY": "4", "LYCHEE_RIVAL_POLICIES": "1"}
 ARGS = ("--mem-fraction-static", "0.3", "--cuda-graph-bs-decode", "1", "2", "4", "8", "16") if GPU else ()
 
 
@@ -30,9 +31,7 @@ def lychee(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """Our backend with the default plan, sparse from the first decode step on."""
     state = tmp_path_factory.mktemp("lychee")
     with (
-        solo_engine(
-            state, engine_args=ARGS, accelerator=GPU, environ={"LYCHEE_DENSE_BELOW": "0", "LYCHEE_RECALL_EVERY": "4"}
-        ) as address,
+        solo_engine(state, engine_args=ARGS, accelerator=GPU, environ=ENVIRON) as address,
         closing(Client(address)) as client,
     ):
         yield client

@@ -19,6 +19,10 @@ pytestmark = pytest.mark.engine
 TOKENS = 160
 PROMPT = 120
 BUDGETS = ["dense", 100, 60, "dense", 30, 90]
+RIVAL = {
+    "input_ids": [1, 2, 3],
+    "sampling_params": {"max_new_tokens": 2, "custom_params": {"lychee_policy": "quest"}},
+}
 NEAR_TIE = 0.5
 """Logits; test_tokens.py measures how far stock is from itself, which is about this."""
 
@@ -30,6 +34,8 @@ def test_retracted_requests_keep_their_budgets(tmp_path: Path) -> None:
         solo_engine(tmp_path, engine_args=arguments, environ={"LYCHEE_DENSE_BELOW": "0"}) as address,
         closing(Client(address)) as engine,
     ):
+        refused = engine.http.post("/generate", json=RIVAL)
+        assert (refused.status_code, "LYCHEE_RIVAL_POLICIES=1" in refused.text) == (400, True)
         calls = [{"prompt": passage(PROMPT, seed=i), "budget": b, "tokens": TOKENS} for i, b in enumerate(BUDGETS)]
         alone = [engine.generate(**call) for call in calls if call["budget"] == "dense"]
         engine.flush()
