@@ -6,13 +6,14 @@ import json
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from lychee_server.errors import InvalidRequest
-from lychee_server.schemas import EngineSummary, LycheeAnswer, LycheeRequest, Mode
+from lychee_server.schemas import EngineSummary, LycheeAnswer, LycheeRequest, Mode, SelectionPolicy
 
 if TYPE_CHECKING:
     from lychee_server.policy.decide import Decision
     from lychee_server.schemas import PlanDefaults
 
 MODES: tuple[str, ...] = get_args(Mode)
+POLICIES: tuple[str, ...] = get_args(SelectionPolicy)
 PARAM_PREFIX = "lychee_"
 _KEYS = tuple(LycheeRequest.model_fields)
 _SHOWN_CHARACTERS = 80
@@ -41,11 +42,40 @@ def parse_lychee(raw: object, *, context_window: int) -> LycheeRequest:
     value = _value(raw.get("value"), mode, budget)
     min_recall = _number("min_recall", raw.get("min_recall"), 0.5, 0.999)
     target_itl_ms = _number("target_itl_ms", raw.get("target_itl_ms"), 0.001, 60_000)
-    given = {key: raw[key] for key in _KEYS if raw.get(key) is not None}
+    policy = _policy(raw.get("policy"))
+    seed = _seed(raw.get("seed"), policy)
+    deciding = [key for key in _KEYS if key not in LycheeRequest.BESIDES]
+    given = {key: raw[key] for key in deciding if raw.get(key) is not None}
     for outcome in ("min_recall", "target_itl_ms"):
         if outcome in given and len(given) > 1:
             raise _refuse(f"lychee.{outcome}", raw[outcome], f"nothing else beside it; given: {', '.join(given)}")
-    return LycheeRequest(budget=budget, mode=mode, value=value, min_recall=min_recall, target_itl_ms=target_itl_ms)
+    return LycheeRequest(
+        budget=budget,
+        mode=mode,
+        value=value,
+        min_recall=min_recall,
+        target_itl_ms=target_itl_ms,
+        policy=policy,
+        seed=seed,
+    )
+
+
+def _policy(raw: object) -> SelectionPolicy | None:
+    if raw is None:
+        return None
+    if not isinstance(raw, str) or raw not in POLICIES:
+        raise _refuse("lychee.policy", raw, ", ".join(f'"{policy}"' for policy in POLICIES))
+    return cast("SelectionPolicy", raw)
+
+
+def _seed(raw: object, policy: str | None) -> int | None:
+    if raw is None:
+        return None
+    if policy != "random":
+        raise _refuse("lychee.seed", raw, 'no seed without the policy "random"')
+    if type(raw) is not int or not 0 <= raw < 2**31:
+        raise _refuse("lychee.seed", raw, f"an integer from 0 to {2**31 - 1}")
+    return raw
 
 
 def _number(key: str, raw: object, least: float, most: float) -> float | None:
@@ -127,7 +157,7 @@ def merge_custom_params(raw: object, sent: LycheeRequest) -> dict[str, Any] | No
             raise InvalidRequest(f'{field} is not for callers; use the field "lychee"', param=field)
         if isinstance(value, dict | list):
             raise _refuse(field, value, "a string, a number, a boolean or null")
-    given = sent.model_dump(include={"budget", "mode", "value"}, exclude_none=True)
+    given = sent.model_dump(include={"budget", "mode", "value", *sent.BESIDES}, exclude_none=True)
     merged.update({f"{PARAM_PREFIX}{key}": value for key, value in given.items()})
     return merged or None
 
@@ -148,6 +178,7 @@ def answer_of(decision: Decision, summary: EngineSummary) -> LycheeAnswer:
         reason=reason,
         rule=decision.rule,
         tier=decision.tier,
+        policy=summary.policy,
         context_tokens=summary.context_tokens,
         attended_fraction=summary.attended_fraction,
         recall=summary.recall,
@@ -160,7 +191,7 @@ def headers_before(decision: Decision, defaults: PlanDefaults) -> dict[str, str]
 
     The plan's defaults fill in what the engine was not asked for, as the engine does it.
     """
-    sent = decision.sent
+    sent = decision.sent.budget_alone()
     budget: object = sent.budget
     mode = sent.mode or "topk"
     if sent == LycheeRequest():
@@ -180,7 +211,7 @@ def headers_before(decision: Decision, defaults: PlanDefaults) -> dict[str, str]
 
 def headers_after(answer: LycheeAnswer) -> dict[str, str]:
     """Return the `x-lychee-*` headers of a finished answer."""
-    return _headers(answer.model_dump(exclude={"dense_fallback"}))
+    return _headers(answer.model_dump(exclude={"dense_fallback", "policy"}))
 
 
 def _headers(known: dict[str, object]) -> dict[str, str]:

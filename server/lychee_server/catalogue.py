@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 Refusal = Literal["no_key", "requests_limit", "tokens_limit", "concurrency_limit", "queue_full", "queue_timeout"]
-Uncounted = Literal["no_curve", "other_engine", "not_timed", "outside_curve"]
+Uncounted = Literal["no_curve", "other_engine", "other_policy", "not_timed", "outside_curve"]
 FALLBACK_REASONS = ("dense_below", "budget_covers_context")
 OTHER = "other"
 

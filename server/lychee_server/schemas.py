@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Mode = Literal["topk", "ratio", "threshold", "top_p"]
+SelectionPolicy = Literal["plan", "block", "window", "random", "quest", "oracle"]
 Budget = int | Literal["dense", "auto"]
 Reason = Literal["request", "tier", "rule", "auto", "default", "min_recall", "target_itl", "pressure", "dense_below"]
 
@@ -42,6 +43,24 @@ class LycheeRequest(BaseModel):
         description="Instead of a budget: the time a token may take, in milliseconds. The largest budget that meets "
         "it, by the engine's speed curve.",
     )
+    policy: SelectionPolicy | None = Field(
+        default=None,
+        description="For evaluation: another way to choose the tokens. Refused by engines that do not serve it.",
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
+        default=None, description="Of the policy `random`: the same seed draws the same tokens again."
+    )
+
+    BESIDES: ClassVar[tuple[str, ...]] = ("policy", "seed")
+    """What goes to the engine as it is, whoever decides on the budget."""
+
+    def besides(self) -> dict[str, Any]:
+        """Return what is asked for beside a budget."""
+        return self.model_dump(include={*self.BESIDES}, exclude_none=True)
+
+    def budget_alone(self) -> LycheeRequest:
+        """Return the request without what it asks for beside a budget."""
+        return self.model_copy(update=dict.fromkeys(self.BESIDES)) if self.besides() else self
 
 
 class LycheeAnswer(BaseModel):
@@ -52,14 +71,15 @@ class LycheeAnswer(BaseModel):
     reason: Reason = Field(description="where the budget came from")
     rule: str | None = Field(default=None, description="name of the policy's rule that gave it")
     tier: str | None = Field(default=None, description="the caller's tier")
+    policy: str | None = Field(default=None, description="the policy that chose the tokens, where one was named")
     context_tokens: int = Field(description="length of the context at the end")
     attended_fraction: float | None = Field(description="KV entries read over those that dense decoding reads")
     recall: float | None = Field(description="attention mass inside the sparse heads' sets, mean of audited steps")
     dense_fallback: str | None = Field(description="why the last dense step ran dense, if any did")
 
     def on_the_wire(self) -> dict[str, Any]:
-        """Return the answer's object `lychee`; rule and tier are in it where there are any."""
-        absent = {key for key in ("rule", "tier") if getattr(self, key) is None}
+        """Return the answer's object `lychee`; rule, tier and policy are in it where there are any."""
+        absent = {key for key in ("rule", "tier", "policy") if getattr(self, key) is None}
         return self.model_dump(exclude=absent)
 
 
@@ -81,6 +101,7 @@ class EngineSummary(BaseModel):
     mean_batch: Finite | None = None
     decode_seconds: Finite | None = None  # added up over the choices; None: the engine takes no times
     engine_seconds: Finite | None = None
+    policy: str | None = None  # None: the head plan
 
 
 class PlanInfo(BaseModel):

@@ -61,6 +61,8 @@ class SpeedReference:
             return "no_curve"
         if engine in self._foreign:
             return "other_engine"
+        if summary.policy is not None:
+            return "other_policy"
         if not summary.decode_steps or not summary.decode_seconds or summary.mean_batch is None:
             return "not_timed"
         # The context grows by one at each step, and the curve is a line in it: the middle stands for all steps.

@@ -42,6 +42,8 @@ def parse(raw):
             {"mode": "threshold", "value": 1e-9, "budget": 64},
             {"lychee_budget": 64, "lychee_mode": "threshold", "lychee_value": 1e-9},
         ),
+        ({"policy": "quest", "budget": 64}, {"lychee_budget": 64, "lychee_policy": "quest"}),
+        ({"policy": "random", "seed": 0}, {"lychee_policy": "random", "lychee_seed": 0}),
     ],
 )
 def test_accepted(raw, params):
@@ -50,6 +52,7 @@ def test_accepted(raw, params):
 
 BUDGETS = 'an integer from 1 to 8192 (the context window), "dense", "auto"'
 SHARE = "a number above 0 and up to 1"
+KEYS = "budget, mode, value, min_recall, target_itl_ms, policy, seed"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +127,7 @@ SHARE = "a number above 0 and up to 1"
         (
             {"budgte": 64},
             "lychee.budgte",
-            "lychee.budgte is not known; allowed keys are budget, mode, value, min_recall, target_itl_ms",
+            f"lychee.budgte is not known; allowed keys are {KEYS}",
         ),
         (
             {"min_recall": 0.49},
@@ -151,13 +154,24 @@ SHARE = "a number above 0 and up to 1"
             "lychee.min_recall",
             "lychee.min_recall is 0.9; allowed: nothing else beside it; given: min_recall, target_itl_ms",
         ),
-        (64, "lychee", "lychee is 64; allowed: an object with the keys budget, mode, value, min_recall, target_itl_ms"),
-        ([], "lychee", "lychee is []; allowed: an object with the keys budget, mode, value, min_recall, target_itl_ms"),
         (
-            False,
-            "lychee",
-            "lychee is false; allowed: an object with the keys budget, mode, value, min_recall, target_itl_ms",
+            {"policy": "best"},
+            "lychee.policy",
+            'lychee.policy is "best"; allowed: "plan", "block", "window", "random", "quest", "oracle"',
         ),
+        (
+            {"policy": "quest", "seed": 1},
+            "lychee.seed",
+            'lychee.seed is 1; allowed: no seed without the policy "random"',
+        ),
+        (
+            {"policy": "random", "seed": 1.0},
+            "lychee.seed",
+            "lychee.seed is 1.0; allowed: an integer from 0 to 2147483647",
+        ),
+        (64, "lychee", f"lychee is 64; allowed: an object with the keys {KEYS}"),
+        ([], "lychee", f"lychee is []; allowed: an object with the keys {KEYS}"),
+        (False, "lychee", f"lychee is false; allowed: an object with the keys {KEYS}"),
     ],
 )
 def test_refused(raw, param, message):

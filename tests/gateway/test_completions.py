@@ -54,6 +54,23 @@ def test_chat_with_a_budget(gateway, engine):
     }
 
 
+@pytest.mark.parametrize("budget", [{}, {"budget": "auto"}, {"budget": 512}, {"min_recall": 0.97}], ids=str)
+def test_a_policy_goes_to_the_engine_whoever_decides_on_the_budget(gateway, engine, budget):
+    engine.script = Script(answer=chat_answer({**SUMMARY, "policy": "random", "realisable": True}))
+    plain = gateway.chat(lychee=budget).json()["lychee"]
+    named = gateway.chat(lychee={**budget, "policy": "random", "seed": 7}).json()["lychee"]
+    without, with_policy = (body.get("custom_params") or {} for body in engine.bodies)
+    assert with_policy == {**without, "lychee_policy": "random", "lychee_seed": 7}
+    assert (named["reason"], named["policy"]) == (plain["reason"], "random")
+
+
+def test_answers_of_other_policies_teach_nothing_of_recall(gateway, engine):
+    for policy in ("oracle", None):
+        engine.script = Script(answer=chat_answer({**SUMMARY, "policy": policy}))
+        gateway.chat()
+        assert len(gateway.http.get("/v1/sparsity").json()["recall"]) == (policy is None)
+
+
 def test_streamed_chat_with_a_budget(gateway):
     stream = gateway.openai().chat.completions.create(
         model="tiny", messages=MESSAGES, stream=True, extra_body={"lychee": {"budget": 512}}

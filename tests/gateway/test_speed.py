@@ -75,6 +75,7 @@ def test_sums_by_hand(with_curve, engine):
         ({"decode_steps": 0, "decode_seconds": None}, "not_timed"),
         ({"context_tokens": 7000}, "outside_curve"),
         ({"mean_batch": 4.0}, "outside_curve"),
+        ({"policy": "quest"}, "other_policy"),
     ],
 )
 def test_answers_that_cannot_be_held_against_the_curve(with_curve, engine, change, reason):

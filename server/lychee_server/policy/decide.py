@@ -112,6 +112,10 @@ class Decision:
     tier: str | None = None
     steps: tuple[Step, ...] = ()
 
+    def beside(self, asked: LycheeRequest) -> Decision:
+        """Return the decision with what the request asks for beside a budget."""
+        return replace(self, sent=self.sent.model_copy(update=asked.besides()))
+
 
 def request_reason(asked: LycheeRequest) -> Reason:
     """Say where a budget comes from, as far as the request alone tells."""

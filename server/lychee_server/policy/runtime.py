@@ -144,9 +144,9 @@ class BudgetPolicy:
         model = _model_of(engine)
         length = self._lengths.estimate(model, text) if prompt_tokens is None else Length.exactly(prompt_tokens)
         if engine.sparsity is None:
-            return plain(asked), length
+            return plain(asked).beside(asked), length
         question = Question(
-            asked=asked,
+            asked=asked.budget_alone(),
             route=route,
             streaming=body.get("stream") is True,
             model=_text_or_none(body.get("model")),
@@ -168,7 +168,7 @@ class BudgetPolicy:
             pressure=self._gauge.level,
             dry=dry,
         )
-        return decide(question, conditions), question.length
+        return decide(question, conditions).beside(asked), question.length
 
     def _may_ask(self, text: PromptText, dry: bool) -> bool:
         """Whether an engine may be asked how long a prompt is."""
@@ -215,7 +215,7 @@ class BudgetPolicy:
         self._lengths.observe(model, completion.text, prompt)
         if summary is None or summary.recall is None or not isinstance(summary.budget, int) or summary.mode != "topk":
             return
-        if summary.sparse_steps == summary.decode_steps > 0:
+        if summary.policy is None and summary.sparse_steps == summary.decode_steps > 0:
             audit = Audit(
                 prompt_tokens=prompt,
                 answer_tokens=summary.decode_steps,
