@@ -60,7 +60,16 @@ def keep_prompt(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
 
 
 def write_kv(pool: Any, layer: RadixAttention, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-    """Writes keys and values of new tokens into the pool of a model without sliding windows."""
+    """Writes keys and values of new tokens into the pool of a model without sliding windows.
+
+    A pool of eight bits divides them by the layer's scales first, in place.
+    """
     from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 
-    pool.set_kv_buffer(layer, KVWriteLoc(slots, None), k, v)
+    pool.set_kv_buffer(layer, KVWriteLoc(slots, None), k, v, layer.k_scale, layer.v_scale)
+
+
+def kv_scales(layer: RadixAttention) -> tuple[float, float]:
+    """Gives what a pool of eight bits has to be multiplied with, keys and values; SGLang keeps it on the host, too."""
+    scales = (layer.k_scale_float, layer.v_scale_float)
+    return scales[0] or 1.0, scales[1] or 1.0

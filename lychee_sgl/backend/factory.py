@@ -10,6 +10,8 @@ from lychee_sgl.config import EngineConfig
 if TYPE_CHECKING:
     from lychee_sgl.backend.hybrid import HybridHeads
 
+GPU_KV_DTYPES = ("torch.bfloat16", "torch.float16", "torch.float8_e4m3fn", "torch.float8_e5m2")
+
 
 class BackendRefused(RuntimeError):
     """The backend `lychee` cannot serve this model with these settings."""
@@ -68,6 +70,10 @@ def _cpu_refusals(runner: Any) -> tuple[tuple[bool, str], ...]:
     return (
         (args.page_size not in (None, 1), f"--page-size {args.page_size} (on the CPU: 1)"),
         (str(runner.dtype) == "torch.float16", "--dtype float16 (on the CPU: bfloat16, float32)"),
+        (
+            str(runner.kv_cache_dtype) not in ("torch.bfloat16", "torch.float32"),
+            f"--kv-cache-dtype {runner.kv_cache_dtype_str} (on the CPU: the model's bfloat16 or float32)",
+        ),
     )
 
 
@@ -78,8 +84,14 @@ def _gpu_refusals(runner: Any) -> tuple[tuple[bool, str], ...]:
         (str(runner.device) != "cuda", f"device {runner.device} (its kernels are for cpu, cuda)"),
         (str(runner.dtype) == "torch.float32", "--dtype float32 (on a GPU: bfloat16, float16)"),
         (
-            str(runner.kv_cache_dtype) not in ("torch.bfloat16", "torch.float16"),
-            f"--kv-cache-dtype {runner.kv_cache_dtype} (on a GPU: the model's bfloat16 or float16)",
+            # mxfp8 is a float8, too, with scales for blocks of 32 entries beside it
+            str(runner.kv_cache_dtype) not in GPU_KV_DTYPES or runner.kv_cache_dtype_str == "mxfp8",
+            f"--kv-cache-dtype {runner.kv_cache_dtype_str} (on a GPU: auto, bfloat16, fp8_e4m3, fp8_e5m2)",
+        ),
+        (
+            # SGLang would divide by them what it stores, and its dense decode would read it as it is
+            getattr(runner.server_args, "quantization_param_path", None) is not None,
+            "--quantization-param-path (scales of an fp8 KV cache are taken from the checkpoint)",
         ),
         (model.head_dim not in (64, 128), f"heads of size {model.head_dim} (on a GPU: 64, 128)"),
         (group > 16, f"{group} query heads for a KV head (on a GPU: up to 16)"),

@@ -66,6 +66,8 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
         self.device = torch.device(runner.device)
         self.set_up(runner, chosen, config, self.device)
         self.variant = self.variant_to_capture = "dense"
+        # a pool of sixteen bits holds keys and values as they are, whatever scales a checkpoint brings
+        self.scaled = self.token_to_kv_pool.get_key_buffer(0).element_size() == 1
         self.max_rows = min(MAX_ROWS, self.table.params.shape[0] - 1)
         self._step: DecodeStep | None = None
         self._rivals: list[host_step.DecodeStep] = []
@@ -222,6 +224,7 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
         table, lse = self.layers[layer.layer_id], self.lse[: len(queries)]
         self._join_selection()
         keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
+        k_scale, v_scale = compat.kv_scales(layer) if self.scaled else (1.0, 1.0)
         attend_layer(
             queries,
             keys,
@@ -235,6 +238,8 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
             result,
             lse,
             recall=self.workspace.recall[:, layer.layer_id] if self.recall_every else None,
+            k_scale=k_scale,
+            v_scale=v_scale,
             launch=self.launch,
         )
         if table.writers:

@@ -123,6 +123,7 @@ def runner(**changes):
         "sliding_window_size": None,
         "dtype": "torch.bfloat16",
         "kv_cache_dtype": "torch.bfloat16",
+        "kv_cache_dtype_str": "auto",
     }
     shape = {
         "is_encoder_decoder": False,
@@ -135,6 +136,7 @@ def runner(**changes):
         "speculative_algorithm": None,
         "enable_mixed_chunk": False,
         "page_size": 1,
+        "quantization_param_path": None,
         "tp_size": 1,
         "pp_size": 1,
         "enable_pdmux": False,
@@ -158,6 +160,8 @@ def test_a_plain_model_is_served() -> None:
     factory.check_server_args(runner())
     factory.check_server_args(runner(device="cuda", page_size=64))
     factory.check_server_args(runner(device="cuda", dtype="torch.float16", kv_cache_dtype="torch.float16"))
+    for name in ("float8_e4m3fn", "float8_e5m2"):
+        factory.check_server_args(runner(device="cuda", kv_cache_dtype=f"torch.{name}"))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +189,19 @@ def test_a_plain_model_is_served() -> None:
         ({"layers": 1}, r"without attention in every layer \(1 of 2\)"),
         ({"dtype": "torch.float16"}, "--dtype float16"),
         ({"device": "cuda", "dtype": "torch.float32"}, "--dtype float32"),
-        ({"device": "cuda", "kv_cache_dtype": "torch.float8_e4m3fn"}, "--kv-cache-dtype torch.float8_e4m3fn"),
+        (
+            {"kv_cache_dtype": "torch.float8_e4m3fn", "kv_cache_dtype_str": "fp8_e4m3"},
+            r"--kv-cache-dtype fp8_e4m3 \(on the CPU",
+        ),
+        ({"device": "cuda", "quantization_param_path": "scales.json"}, "--quantization-param-path"),
+        (
+            {"device": "cuda", "kv_cache_dtype": "torch.float4_e2m1fn_x2", "kv_cache_dtype_str": "fp4_mx_block16"},
+            "--kv-cache-dtype fp4_mx_block16",
+        ),
+        (
+            {"device": "cuda", "kv_cache_dtype": "torch.float8_e4m3fn", "kv_cache_dtype_str": "mxfp8"},
+            "--kv-cache-dtype mxfp8",
+        ),
         ({"device": "cuda", "head_dim": 96}, "heads of size 96"),
         ({"device": "cuda", "num_attention_heads": 136}, "17 query heads"),
     ],

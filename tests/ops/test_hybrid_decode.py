@@ -1,6 +1,7 @@
 """The reference of a hybrid layer: against plain attention, and by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from lychee_kernels.layout import LayerHeads, Mode, TokenSets
 from lychee_kernels.testing import layer, make_layer_inputs, make_rows, poisoned_sets
 
 
-def run(inputs, heads, sets, rows, scale=0.125):
+def run(inputs, heads, sets, rows, scale=0.125, **pool_scales):
     return hybrid_decode(
         inputs.q,
         inputs.k_buffer,
@@ -21,6 +22,7 @@ def run(inputs, heads, sets, rows, scale=0.125):
         sets,
         rows,
         scale,
+        **pool_scales,
     )
 
 
@@ -105,6 +107,24 @@ def test_a_set_of_everything_equals_dense() -> None:
     sparse = run(inputs, LayerHeads(writes=(-1,), reads=(0,)), sets, make_rows(1, budget=17, audit=True))
     torch.testing.assert_close(sparse.out, dense.out)
     assert math.isclose(sparse.recall_sum.item(), 1.0, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_pool_of_eight_bits_means_what_it_holds_times_its_scales(dtype: torch.dtype) -> None:
+    inputs = make_layer_inputs([30, 9], kv_heads=2, group=2, head_dim=16, dtype=torch.float64)
+    coarse = replace(inputs, k_buffer=(inputs.k_buffer * 4).to(dtype), v_buffer=(inputs.v_buffer / 8).to(dtype))
+    exact = replace(inputs, k_buffer=coarse.k_buffer.double() / 4, v_buffer=coarse.v_buffer.double() * 8)
+    rows, results = make_rows(2, budget=6, audit=True), []
+    for pool, scales in ((coarse, {"k_scale": 0.25, "v_scale": 8.0}), (exact, {})):
+        sets = TokenSets.empty(2, 3, 9)
+        sets.positions[:, 2, :3] = torch.tensor([0, 5, 8])
+        sets.counts[:, 2] = 3
+        results.append((run(pool, layer("RS", reads={1: 2}), sets, rows, **scales), sets))
+    (got, chosen), (expected, best) = results
+    torch.testing.assert_close(got.out, expected.out, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(got.lse, expected.lse, atol=1e-12, rtol=1e-12)
+    assert torch.equal(chosen.positions, best.positions)
+    torch.testing.assert_close(got.recall_sum, expected.recall_sum, atol=1e-12, rtol=1e-12)
 
 
 def test_refusals() -> None:

@@ -1,12 +1,14 @@
 """The Triton kernels of a hybrid layer against the definition in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from lychee_kernels.hybrid_decode.triton import Launch
 from lychee_kernels.layout import Mode
 from lychee_kernels.testing import assert_close_to_float64
-from tests.ops.triton_cases import DTYPES, Case, random_case
+from tests.ops.triton_cases import DTYPES, POOLS, Case, random_case
 
 pytestmark = [pytest.mark.gpu, pytest.mark.interpret]
 
@@ -84,6 +86,24 @@ def test_more_rows_than_a_warp_has_lanes_and_more_chunks_than_programs(generator
     budgets = [(-1, 4, 12)[row % 3] for row in range(70)]
     case = random_case(generator, lengths, "RS", budgets=budgets, group=1, chunk=16)
     assert_agrees(case, Launch(count_programs=2))
+
+
+@pytest.mark.parametrize(
+    ("pool", "dtype", "scales"),
+    [(POOLS[0], DTYPES[0], (1.0, 1.0)), (POOLS[0], DTYPES[1], (0.02, 3.0)), (POOLS[1], DTYPES[0], (0.02, 3.0))],
+)
+def test_a_pool_of_eight_bits(
+    pool: torch.dtype, dtype: torch.dtype, scales: tuple[float, float], generator: torch.Generator
+) -> None:
+    lengths, budgets = [1, 150, 37], [-1, 40, 16]
+    assert_agrees(random_case(generator, lengths, "RSN", budgets=budgets, dtype=dtype, pool=pool, scales=scales))
+
+
+def test_keys_of_eight_bits_under_queries_that_float16_cannot_hold(generator: torch.Generator) -> None:
+    case = random_case(generator, [120, 40], "RS", budgets=[30, 20], dtype=DTYPES[1], pool=POOLS[0])
+    case.inputs.q.mul_(2.0**21)
+    case.inputs.q[:, 0] = 0
+    assert_agrees(replace(case, scales=(2.0**-21, 1.0)))
 
 
 def test_twice_gives_the_same_bits(generator: torch.Generator) -> None:

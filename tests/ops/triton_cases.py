@@ -13,6 +13,7 @@ from lychee_kernels.work import WorkShape
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # the interpreter computes in numpy, which has no bfloat16
 DTYPES = (torch.float16, torch.bfloat16) if DEVICE == "cuda" else (torch.float16, torch.float32)
+POOLS = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def on_device(data):
@@ -30,6 +31,7 @@ class Case:
     sets: TokenSets
     rows: DecodeRows
     shape: WorkShape
+    scales: tuple[float, float] = (1.0, 1.0)
 
     def fresh_sets(self) -> TokenSets:
         return TokenSets(positions=self.sets.positions.clone(), counts=self.sets.counts.clone())
@@ -55,6 +57,8 @@ class Case:
             sets,
             self.rows,
             0.125,
+            k_scale=self.scales[0],
+            v_scale=self.scales[1],
             shape=self.shape,
             launch=launch,
         )
@@ -63,7 +67,10 @@ class Case:
     def _run(self, impl: str, **replaced: torch.Tensor) -> tuple[HybridDecode, TokenSets]:
         sets = self.fresh_sets()
         arguments = {f.name: getattr(self.inputs, f.name) for f in fields(self.inputs)} | replaced
-        result = hybrid_decode(*arguments.values(), self.heads, sets, self.rows, 0.125, impl=impl)
+        k_scale, v_scale = self.scales
+        result = hybrid_decode(
+            *arguments.values(), self.heads, sets, self.rows, 0.125, k_scale=k_scale, v_scale=v_scale, impl=impl
+        )
         return result, sets
 
 
@@ -78,12 +85,17 @@ def random_case(
     group: int = 3,
     head_dim: int = 64,
     dtype: torch.dtype = torch.float16,
+    pool: torch.dtype | None = None,
+    scales: tuple[float, float] = (1.0, 1.0),
     block: int = 16,
     programs: int = 7,
     chunk: int = 64,
     recall_every: int = 1,
 ) -> Case:
-    """Draws a layer: R writes a root of its own, N is a retrieval head that nobody reads, S reads a root of before."""
+    """Draws a layer: R writes a root of its own, N is a retrieval head that nobody reads, S reads a root of before.
+
+    The pool holds keys and values divided by `scales`, as `pool`.
+    """
     heads = len(roles)
     layer_heads = LayerHeads(
         writes=tuple(h if role == "R" else -1 for h, role in enumerate(roles)),
@@ -96,8 +108,8 @@ def random_case(
     # SGLang's padding slot holds whatever, and a masked read may touch it
     inputs = LayerInputs(
         q=inputs.q.to(dtype),
-        k_buffer=inputs.k_buffer.to(dtype),
-        v_buffer=inputs.v_buffer.to(dtype),
+        k_buffer=(inputs.k_buffer / scales[0]).to(pool or dtype),
+        v_buffer=(inputs.v_buffer / scales[1]).to(pool or dtype),
         kv_indptr=inputs.kv_indptr,
         kv_indices=inputs.kv_indices.to(torch.int32),
     )
@@ -130,4 +142,4 @@ def random_case(
         chunk=chunk,
         patterns=tuple(sorted({0, retrieval, heads})),
     )
-    return Case(on_device(inputs), layer_heads, on_device(sets), on_device(decided.rows), shape)
+    return Case(on_device(inputs), layer_heads, on_device(sets), on_device(decided.rows), shape, scales)

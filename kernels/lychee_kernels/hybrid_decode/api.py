@@ -44,6 +44,8 @@ def hybrid_decode(
     rows: DecodeRows,
     sm_scale: float,
     *,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
     impl: Literal["reference", "triton"] = "reference",
 ) -> HybridDecode:
     """Decodes one layer with mixed head roles over SGLang's paged pool (DESIGN.md 2).
@@ -54,7 +56,7 @@ def hybrid_decode(
 
     Args:
         q: [B, H*G, D].
-        k_buffer: [slots, H, D], keys of this layer, the current token's included.
+        k_buffer: [slots, H, D], keys of this layer, the current token's included; any float, float8 too.
         v_buffer: [slots, H, D].
         kv_indptr: [B+1]; the slot of position p of row b is `kv_indices[kv_indptr[b] + p]`.
         kv_indices: [sum of lengths].
@@ -62,6 +64,8 @@ def hybrid_decode(
         sets: the step's sets, [B, R, C].
         rows: budgets, modes, which rows are dense or audited.
         sm_scale: factor of the scores, usually D ** -0.5.
+        k_scale: a key is what the pool holds times this.
+        v_scale: likewise a value.
         impl: which implementation.
 
     Returns:
@@ -88,10 +92,12 @@ def hybrid_decode(
         case "reference":
             from lychee_kernels.hybrid_decode import reference
 
-            return reference.hybrid_decode(q, k_buffer, v_buffer, kv_indptr, kv_indices, heads, sets, rows, sm_scale)
+            run = reference.hybrid_decode
         case "triton":
             from lychee_kernels.hybrid_decode import triton
 
-            return triton.hybrid_decode(q, k_buffer, v_buffer, kv_indptr, kv_indices, heads, sets, rows, sm_scale)
+            run = triton.hybrid_decode
         case _:
             raise ValueError(f"impl is {impl!r}, allowed: 'reference', 'triton'")
+    pool = (k_buffer, v_buffer, kv_indptr, kv_indices)
+    return run(q, *pool, heads, sets, rows, sm_scale, k_scale=k_scale, v_scale=v_scale)

@@ -67,6 +67,7 @@ def merge_kernel(  # type: ignore[no-untyped-def]
     span_ptr,
     recall_stride,
     retrieval,
+    value_scale,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     GROUP_PAD: tl.constexpr,
@@ -75,6 +76,7 @@ def merge_kernel(  # type: ignore[no-untyped-def]
     PARTS: tl.constexpr,
     COLUMNS: tl.constexpr,
     AUDITS: tl.constexpr,
+    SCALED: tl.constexpr,
 ):
     """One query head of one row, COLUMNS of its output: program (row and head, columns)."""
     pid = tl.program_id(0)
@@ -108,6 +110,8 @@ def merge_kernel(  # type: ignore[no-untyped-def]
         top = new_top
     head_at = (b * HEADS + head) * GROUP + g
     result = acc / tl.where(total > 0.0, total, 1.0)
+    if SCALED:
+        result *= value_scale
     tl.store(out_ptr + head_at * HEAD_DIM + offs_d, result.to(out_ptr.dtype.element_ty))
     if tl.program_id(1) == 0:
         lse_all = tl.where(total > 0.0, top + tl.log2(tl.where(total > 0.0, total, 1.0)), NEG_INF)

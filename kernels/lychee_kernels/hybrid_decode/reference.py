@@ -43,6 +43,9 @@ def hybrid_decode(
     sets: TokenSets,
     rows: DecodeRows,
     sm_scale: float,
+    *,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> HybridDecode:
     """See `lychee_kernels.hybrid_decode`; computes in float64 when q is float64, else in float32."""
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -58,7 +61,7 @@ def hybrid_decode(
     for b in range(batch):
         slots = kv_indices[starts[b] : starts[b + 1]].long()
         for h in range(kv_heads):
-            keys, values = k_buffer[slots, h].to(dtype), v_buffer[slots, h].to(dtype)
+            keys, values = k_buffer[slots, h].to(dtype) * k_scale, v_buffer[slots, h].to(dtype) * v_scale
             sparse = heads.reads[h] >= 0 and not bool(rows.dense[b])
             if sparse:
                 root = heads.reads[h]

@@ -59,13 +59,15 @@ def attend_layer(
     lse: torch.Tensor,
     *,
     recall: torch.Tensor | None = None,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
     launch: Launch,
 ) -> None:
     """Attention of one layer by a plan; every argument stays where it is, so the launches can be captured.
 
     Args:
         q: [B, H*G, D].
-        k_buffer: [slots, H, D] of this layer, the current token's key included.
+        k_buffer: [slots, H, D] of this layer, the current token's key included; of 16 bits, or float8 (e4m3fn, e5m2).
         v_buffer: [slots, H, D].
         kv_indices: int32; the slot of position p of row b is `kv_indices[plan.kv_indptr[b] + p]`.
         layer: roles of this layer.
@@ -77,6 +79,8 @@ def attend_layer(
         lse: float32 [B, H*G], overwritten with natural log-sum-exps.
         recall: float32 [B, H*G] (rows may be strided), where audited rows leave the mass that a sparse head's set held;
             without it nothing is audited.
+        k_scale: a key is what the pool holds times this.
+        v_scale: likewise a value.
         launch: how to launch.
     """
     batch = q.shape[0]
@@ -109,7 +113,7 @@ def attend_layer(
         items,
         span,
         batch,
-        sm_scale * math.log2(math.e),
+        sm_scale * k_scale * math.log2(math.e),
         k_buffer.stride(0),
         workspace.set_slots.stride(0),
         workspace.scores.stride(0),
@@ -138,8 +142,10 @@ def attend_layer(
         span,
         0 if recall is None else recall.stride(0),
         layer.retrieval,
+        v_scale,
         PARTS=launch.parts,
         COLUMNS=launch.columns,
+        SCALED=v_scale != 1.0,
         num_warps=4,
         **common,
     )
@@ -265,6 +271,8 @@ def hybrid_decode(
     rows: DecodeRows,
     sm_scale: float,
     *,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
     shape: WorkShape | None = None,
     launch: Launch | None = None,
 ) -> HybridDecode:
@@ -318,6 +326,8 @@ def hybrid_decode(
         out,
         lse,
         recall=recall,
+        k_scale=k_scale,
+        v_scale=v_scale,
         launch=launch,
     )
     if layer.writers:
