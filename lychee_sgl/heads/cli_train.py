@@ -35,7 +35,7 @@ def train(
     words: Annotated[int, typer.Option(help="Words of a passkey", rich_help_panel=SIZE)] = 8,
     sources: Annotated[
         str, typer.Option(help="same-index, measured or learned: whose set a sparse head reads", rich_help_panel=TRAIN)
-    ] = "measured",
+    ] = "learned",
     objective: Annotated[str, typer.Option(help="logits or hidden", rich_help_panel=TRAIN)] = "logits",
     gate: Annotated[str, typer.Option(help="hardkuma, hardconcrete or l1", rich_help_panel=TRAIN)] = "hardkuma",
     chain: Annotated[

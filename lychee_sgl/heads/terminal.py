@@ -39,11 +39,12 @@ def writable(out: Path) -> None:
 
 
 def command_line(model: Path) -> str:
-    """This call without what only this machine knows: the paths to the program, to the model and to the cache."""
+    """This call without what only this machine knows: where the program, the model and other files lie."""
     words = sys.argv[1:]
     if "--cache" in words:
         at = words.index("--cache")
         words = words[:at] + words[at + 2 :]
     words = [model.resolve().name if word == str(model) else word for word in words]
+    words = [Path(word).name if Path(word).is_absolute() else word for word in words]
     program = Path(sys.argv[0]).name == "__main__.py"  # python -m lychee_sgl.heads, which takes no word `heads`
     return shlex.join(["lychee-sgl", *(["heads"] if program else []), *words])

@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from lychee_sgl.heads.ablate.names import at_count
-from lychee_sgl.heads.evaluate.scores import score, score_table
+from lychee_sgl.heads.evaluate.scores import score, score_table, versus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ def build_report(
         complete: whether all questions are answered.
     """
     keys = sorted({key for given in answers.answers.values() for key in given} - {"dense"})
-    return {
+    report = {
         "schema": SCHEMA,
         "command": command,
         "date": datetime.now(UTC).date().isoformat(),
@@ -54,6 +54,7 @@ def build_report(
         "eighth": _eighth(answers, plans),
         "overlap": _overlap(plans),
     }
+    return report | {"paired": _paired(report, answers)}
 
 
 def _about(plan: HeadPlan) -> dict[str, Any]:
@@ -115,6 +116,18 @@ def _overlap(plans: Mapping[str, HeadPlan]) -> list[dict[str, Any]]:
     return told
 
 
+def _paired(report: Mapping[str, Any], answers: Answers) -> dict[str, Any]:
+    """The best plan against every other that answers under all budgets, on the same questions."""
+    names = _main(report)
+    told: dict[str, Any] = {"best": names[0] if names else None, "others": {}}
+    for name in names[1:]:
+        pairs = {b: versus(answers, f"{names[0]}@{b}", f"{name}@{b}") for b in report["budgets"]}
+        told["others"][name] = {
+            str(b): {"won": pair[0], "lost": pair[1], "p": round(pair[2], 5)} for b, pair in pairs.items() if pair
+        }
+    return told
+
+
 def _behind_layer_0(plan: HeadPlan) -> set[Head]:
     return {
         (layer, head) for layer, row in enumerate(plan.roles) for head, role in enumerate(row) if role == "R" and layer
@@ -129,20 +142,22 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"{report['questions']} questions, {report['device']}, {report['date']}; `{report['command']}`.{state}",
         "Share of the questions answered right with Wilson's 95% interval, in percent; recall: attention mass that the "
         "sparse heads' sets hold.",
-        _overall(report, asked["retrieval"]),
+        overall_table(report, asked["retrieval"]),
         "At one eighth of the context (all tasks and lengths), against the dense model on the same questions:\n\n"
-        + _eighth_table(report),
+        + eighth_table(report),
     ]
-    parts += [f"Budget {budget}, by task and length:\n\n" + _by_cell(report, budget) for budget in report["budgets"]]
-    curves = _curves(report)
+    pairs = paired_table(report)
+    if pairs:
+        parts.append("Questions that only one of two plans has right, McNemar's exact test:\n\n" + pairs)
+    parts += [f"Budget {budget}, by task and length:\n\n" + cell_table(report, budget) for budget in report["budgets"]]
+    curves = curve_table(report)
     if curves:
         parts.append("Score against the number of retrieval heads:\n\n" + curves)
-    trained = _trainings(report)
+    trained = training_table(report)
     if trained:
         parts.append("Trainings:\n\n" + trained)
     if report["overlap"]:
-        rows = [[" and ".join(entry["plans"]), f"{entry['jaccard']:.2f}"] for entry in report["overlap"]]
-        parts.append("Retrieval heads behind layer 0, seed against seed:\n\n" + _table(["plans", "Jaccard"], rows))
+        parts.append("Retrieval heads behind layer 0, seed against seed:\n\n" + overlap_table(report))
     return "\n\n".join(parts) + "\n"
 
 
@@ -159,7 +174,8 @@ def _main(report: Mapping[str, Any]) -> list[str]:
     return sorted(names, key=lambda name: -sum(scores[f"{name}@{budget}"]["all"]["share"] for budget in budgets))
 
 
-def _overall(report: Mapping[str, Any], retrieval: int) -> str:
+def overall_table(report: Mapping[str, Any], retrieval: int) -> str:
+    """Every plan under every budget, best first, with recall."""
     scores, budgets = report["scores"], report["budgets"]
     rows = [["dense", "all", *[_share(scores["dense"]["all"])] * len(budgets), *["1"] * len(budgets)]]
     for name in _main(report):
@@ -170,7 +186,8 @@ def _overall(report: Mapping[str, Any], retrieval: int) -> str:
     return f"All tasks and lengths, {retrieval} retrieval heads:\n\n" + _table(head, rows)
 
 
-def _eighth_table(report: Mapping[str, Any]) -> str:
+def eighth_table(report: Mapping[str, Any]) -> str:
+    """Every plan at an eighth of the context, against dense."""
     told = sorted(report["eighth"].items(), key=lambda pair: -pair[1]["points"])
     rows = [
         [name, f"{one['points']:+.1f}", str(one["lost"]), str(one["gained"]), str(one["asked"])] for name, one in told
@@ -178,7 +195,19 @@ def _eighth_table(report: Mapping[str, Any]) -> str:
     return _table(["plan", "points to dense", "lost", "gained", "questions"], rows)
 
 
-def _by_cell(report: Mapping[str, Any], budget: int) -> str:
+def paired_table(report: Mapping[str, Any]) -> str:
+    """The best plan against the others; empty where there is but one."""
+    budgets, others = report["budgets"], report["paired"]["others"]
+
+    def pair(one: Mapping[str, Any] | None) -> str:
+        return "" if one is None else f"{one['won']} : {one['lost']} (p {one['p']:.2g})"
+
+    rows = [[name, *(pair(told.get(str(budget))) for budget in budgets)] for name, told in others.items()]
+    return _table([f"{report['paired']['best']} against", *(f"budget {b}" for b in budgets)], rows) if rows else ""
+
+
+def cell_table(report: Mapping[str, Any], budget: int) -> str:
+    """Every plan under one budget, by task and length."""
     scores = report["scores"]
     cells = [cell for cell in scores["dense"] if cell != "all"]
     rows = [["dense", *(_share(scores["dense"][cell]) for cell in cells)]]
@@ -199,14 +228,16 @@ def curve_points(report: Mapping[str, Any]) -> dict[str, dict[int, Mapping[str, 
     return points
 
 
-def _curves(report: Mapping[str, Any]) -> str:
+def curve_table(report: Mapping[str, Any]) -> str:
+    """Score against the number of retrieval heads; empty where there are no curves."""
     points = curve_points(report)
     counts = sorted({count for line in points.values() for count in line})
     rows = [[family, *(_share(line.get(count)) for count in counts)] for family, line in points.items()]
     return _table(["plan", *(f"{count} heads" for count in counts)], rows) if rows else ""
 
 
-def _trainings(report: Mapping[str, Any]) -> str:
+def training_table(report: Mapping[str, Any]) -> str:
+    """What trainings took and where they ended; empty where nothing was trained."""
     rows = []
     for name, about in report["plans"].items():
         told = about["training"]
@@ -217,6 +248,12 @@ def _trainings(report: Mapping[str, Any]) -> str:
             ])  # fmt: skip
     head = ["plan", "seconds", "loss", "expected count", "exported", "gates within 0.1 of 0 or 1"]
     return _table(head, rows) if rows else ""
+
+
+def overlap_table(report: Mapping[str, Any]) -> str:
+    """Seed against seed: how many retrieval heads two trainings have in common."""
+    rows = [[" and ".join(entry["plans"]), f"{entry['jaccard']:.2f}"] for entry in report["overlap"]]
+    return _table(["plans", "Jaccard"], rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -103,3 +103,28 @@ def score_table(answers: Answers, variants: Sequence[str]) -> dict[str, dict[str
         told = {cell: score(answers, keys, variant) for cell, keys in cells.items()}
         table[variant] = {cell: one.as_dict() for cell, one in told.items() if one is not None}
     return table
+
+
+def versus(answers: Answers, variant: str, other: str) -> tuple[int, int, float] | None:
+    """Two variants on the same questions: McNemar's exact test.
+
+    Args:
+        answers: of both.
+        variant: one.
+        other: the other.
+
+    Returns:
+        Questions that only `variant` has right, those that only `other` has right, and the two-sided p-value of a
+        fair coin that decided between the two; None where no question was answered by both.
+    """
+    rows = [
+        (answers.answers[key][variant].found == about["wanted"], answers.answers[key][other].found == about["wanted"])
+        for key, about in answers.questions.items()
+        if {variant, other} <= answers.answers.get(key, {}).keys()
+    ]
+    if not rows:
+        return None
+    won, lost = sum(one and not two for one, two in rows), sum(two and not one for one, two in rows)
+    tosses = won + lost
+    tail = sum(math.comb(tosses, heads) for heads in range(min(won, lost) + 1)) / 2**tosses
+    return won, lost, min(1.0, 2 * tail)

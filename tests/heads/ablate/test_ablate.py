@@ -73,6 +73,9 @@ def test_a_whole_ablation_in_two_goes(config: Path, model_folder: Path, tmp_path
     assert "random-7-heads@48" not in report["scores"]
     assert [entry["plans"] for entry in report["overlap"]] == [["kuma", "kuma-other"]]
     assert report["eighth"]["kept"]["budgets"] == {"192": 24}
+    best = report["paired"]["best"]
+    assert best not in report["paired"]["others"]
+    assert set(report["paired"]["others"]["random" if best != "random" else "even"]) == {"24", "48"}
     text = (out / "report.md").read_text()
     assert text == markdown(report)
     assert "| dense | all |" in text

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lychee_sgl.heads.evaluate.run import ExamSettings, run_exam
-from lychee_sgl.heads.evaluate.scores import score, score_table, wilson
+from lychee_sgl.heads.evaluate.scores import score, score_table, versus, wilson
 from lychee_sgl.heads.evaluate.store import Answer, Answers
 from lychee_sgl.heads.evaluate.tasks import TASKS, Cell, question
 from lychee_sgl.heads.evaluate.variants import Variant
@@ -177,3 +177,17 @@ def test_scores_by_hand(tmp_path: Path) -> None:
     assert table["p@8"].keys() == {"multi-value-80", "all"}
     assert table["none@8"] == {}
     json.dumps(table, allow_nan=False)
+
+
+def test_two_variants_by_hand(tmp_path: Path) -> None:
+    answers = Answers(tmp_path / "part-0.jsonl")
+    right, wrong = Answer(1, same=False, recall=None), Answer(0, same=False, recall=None)
+    pairs = [(right, wrong)] * 4 + [(wrong, right)] + [(right, right)] * 3 + [(wrong, wrong)] * 2
+    for number, (one, two) in enumerate(pairs):
+        answers.add(f"single-2000/{number}", {"wanted": 1}, {"a@1": one, "b@1": two})
+    answers.add("single-2000/90", {"wanted": 1}, {"a@1": right})  # b was not asked
+    # four heads and a tail: (1 + 5) of 32 on either side
+    assert versus(answers, "a@1", "b@1") == (4, 1, 0.375)
+    assert versus(answers, "b@1", "a@1") == (1, 4, 0.375)
+    assert versus(answers, "a@1", "a@1") == (0, 0, 1.0)
+    assert versus(answers, "a@1", "c@1") is None

@@ -1,0 +1,37 @@
+"""The tables of lychee_sgl/heads/README.md: what an ablation of head plans found."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lychee_sgl.heads.ablate import report
+
+if TYPE_CHECKING:
+    from table_text import Record
+
+
+def plans(record: Record, file: str) -> str:
+    """What an ablation of head plans found."""
+    parts = (
+        f"## {record['plans']['shipped']['heads']} KV heads of SmolLM2-135M-Instruct\n",
+        f"{record['questions']:,} questions that no plan was made from: one fact, one of four, two of two "
+        f"(`single`, `multi-key`, `multi-value`), in texts of 2,000, 4,000 and 7,500 tokens. Share answered right in "
+        "percent with Wilson's 95% interval; recall: attention mass that the sparse heads' sets hold.\n",
+        report.overall_table(record, record["asked"]["retrieval"]) + "\n",
+        "Against the best, on the same questions: those that only the best, and only the other, has right "
+        "(McNemar's exact test).\n",
+        report.paired_table(record) + "\n",
+        "At one eighth of the context, against the dense model on the same questions:\n",
+        report.eighth_table(record) + "\n",
+        "Score against the number of retrieval heads:\n",
+        report.curve_table(record) + "\n",
+        "![score against retrieval heads](../../docs/images/plans.png)\n",
+        "The trainings, each one of four that shared a GPU:\n",
+        report.training_table(record) + "\n",
+        "Retrieval heads behind layer 0 in common, one seed with another:\n",
+        report.overlap_table(record) + "\n",
+        "![the shipped plan's gates, step by step](../../docs/images/gates.png)\n",
+        f"By task and length: [plans.md](../../docs/measurements/plans.md). {record['device']}, {record['date']}. "
+        f"Again: `{record['command']}`. Data: [{file}](../../docs/measurements/{file}).\n",
+    )
+    return "\n".join(parts)
