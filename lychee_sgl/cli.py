@@ -22,6 +22,7 @@ ROOMS: Final = {
     "heads": ("lychee_sgl.heads.cli", "Show, check, calibrate and train head plans."),
     "demo": ("lychee_sgl.demo.cli", "Find a needle in a long text, sparse and dense."),
     "bench": ("lychee_sgl.bench.cli", "Measure speed against stock SGLang on this machine."),
+    "eval": ("lychee_sgl.eval.cli", "Measure quality: RULER, needles, long traces and your own files."),
     "calibrate": ("lychee_sgl.bench.calibrate", "Measure an engine's time per token against budget, context, batch."),
 }
 

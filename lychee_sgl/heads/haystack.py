@@ -83,6 +83,11 @@ def python_haystack(kind: Kind) -> Haystack:
     return Haystack(_prose(pages, kind), "Python's pydoc_data.topics and standard library docstrings (PSF-2.0)")
 
 
+def reference_haystack(kind: Kind) -> Haystack:
+    """The language reference alone, its half for one kind: a third of the text, and there at once."""
+    return Haystack(_prose(_topics(), kind), "Python's pydoc_data.topics (PSF-2.0)")
+
+
 def file_haystack(path: Path) -> Haystack:
     """One text file, or all text files of a folder and the folders in it.
 

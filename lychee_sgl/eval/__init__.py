@@ -1,0 +1,1 @@
+"""Quality over HTTP: tasks, a runner for any OpenAI-compatible server, reports with intervals, the regression gate."""
