@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from table_text import MEASUREMENTS, ROOT, Record
 from tables_cpu import cpu_speed, demo, gateway, questions, recall_hold, start
+from tables_eval import eval_gate
 from tables_gpu import gpu_attention, gpu_engine, gpu_engine_more
 from tables_plans import plans
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-PAGES = tuple(ROOT / folder / "README.md" for folder in (".", "server", "kernels", "lychee_sgl/heads"))
+PAGES = tuple(ROOT / folder / "README.md" for folder in (".", "server", "kernels", "lychee_sgl/heads", "lychee_sgl/eval"))
 SECTION = re.compile(r"(?<=<!-- table: )(?P<name>[\w-]+) -->\n.*?(?=<!-- end -->)", re.DOTALL)
 
 TABLES: dict[str, tuple[str, Callable[[Record, str], str]]] = {
@@ -35,6 +36,7 @@ TABLES: dict[str, tuple[str, Callable[[Record, str], str]]] = {
     "plans": ("plans.json", plans),
     "gateway": ("gateway.json", gateway),
     "recall-hold": ("recall-hold.json", recall_hold),
+    "eval-gate": ("eval-gate.json", eval_gate),
 }
 
 

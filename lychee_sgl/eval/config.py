@@ -49,12 +49,16 @@ class Arm(_Strict):
             without gateway when the run says so.
         custom_params: sent as they are.
         body: further fields of the request.
+        at: the budget, as a share of the context, at which it is compared with others in plots; default: the `value`
+            of the mode `ratio`. For a policy that reads other things beside its sets, so that the same share would
+            not be the same bytes.
     """
 
     name: str
     lychee: dict[str, Scalar] | None = None
     custom_params: dict[str, Scalar] | None = None
     body: dict[str, Any] = {}
+    at: float | None = Field(default=None, gt=0, le=1)
 
     def fields(self, send_as: Literal["lychee", "custom_params"]) -> dict[str, Any]:
         """Fields of the request."""
@@ -79,6 +83,8 @@ class Arm(_Strict):
     @property
     def share(self) -> float | None:
         """The budget as a share of the context, where it is one."""
+        if self.at is not None:
+            return self.at
         asked = self.lychee or {}
         return float(asked["value"]) if asked.get("mode") == "ratio" and "value" in asked else None
 
