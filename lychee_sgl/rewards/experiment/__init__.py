@@ -1,0 +1,1 @@
+"""An experiment: does training collapse when step rewards can be farmed, with and without gates?"""
