@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def plans(record: Record, file: str) -> str:
     """What an ablation of head plans found."""
     parts = (
-        f"## {record['plans']['shipped']['heads']} KV heads of SmolLM2-135M-Instruct\n",
+        f"## {record['plans']['calibrated']['heads']} KV heads of SmolLM2-135M-Instruct\n",
         f"{record['questions']:,} questions that no plan was made from: one fact, one of four, two of two "
         f"(`single`, `multi-key`, `multi-value`), in texts of 2,000, 4,000 and 7,500 tokens. Share answered right in "
         "percent with Wilson's 95% interval; recall: attention mass that the sparse heads' sets hold.\n",

@@ -88,12 +88,13 @@ def measure(
     record: Annotated[bool, typer.Option("--record", help="Write the scores into the plans' provenance too")] = False,
     model_name: ModelName = None,
     cache: Cache = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda [default: a GPU if there is one]")] = None,
 ) -> None:
     """Ask needle questions that no calibration prompt resembles, and count answers as dense gives them."""
     with one_line_errors():
         writable(out)
         plans = {str(path): HeadPlan.load(path) for path in heads}
-        loaded = _load(model, model_name)
+        loaded = _load(model, model_name, device)
         for plan in plans.values():
             plan.check_fits(loaded.shape)
         from lychee_sgl.heads.needles import needle_prompts
@@ -190,11 +191,11 @@ def _shape(model: Path, name: str | None = None) -> ModelShape:
     return read_shape(model, name=name)
 
 
-def _load(model: Path, name: str | None) -> "LoadedModel":
+def _load(model: Path, name: str | None, device: str | None = "cpu") -> "LoadedModel":
     _shape(model)  # a wrong path is told before seconds of imports
-    from lychee_sgl.heads.measure import load_model
+    from lychee_sgl.heads.train.run import load_for
 
-    return load_model(model, name=name)
+    return load_for(model, name=name, device=device, dtype="float32")
 
 
 def _record(path: Path, rows: list[dict[str, Any]], command: str) -> str:

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from lychee_sgl.heads.measure import LoadedModel, Result, examine, exams
+from lychee_sgl.heads.train.export import device_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -79,7 +80,7 @@ def score_plans(
         "what": "needle questions answered as the dense model answers them",
         "command": command,
         "date": datetime.now(UTC).date().isoformat(),
-        "device": "cpu, float32",
+        "device": f"{device_name(loaded.device)}, {str(loaded.model.dtype).removeprefix('torch.')}",
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__.partition("+")[0],
