@@ -1,0 +1,167 @@
+"""Keeps finished steps on disk: content-addressed, within a byte budget, safe among threads, processes and crashes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import sqlite3
+import threading
+import time
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS rows (
+    key BLOB PRIMARY KEY, value BLOB NOT NULL, digest BLOB NOT NULL, bytes INTEGER NOT NULL, used INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS by_use ON rows (used);
+CREATE TABLE IF NOT EXISTS total (bytes INTEGER NOT NULL);
+INSERT INTO total SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM total);
+"""
+_ROW_BYTES: Final = 160
+"""Added to a row's value: key, checksum, numbers and the index, so that the budget is near what the file takes."""
+_LOCK_SECONDS: Final = 10.0
+
+
+def key_of(*parts: object) -> bytes:
+    """Gives the address of what follows from `parts` alone.
+
+    Args:
+        parts: bytes, or what JSON can hold. Different parts never give the same bytes before they are hashed.
+    """
+    hashed = sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode()
+        hashed.update(b"%s%d:" % (b"b" if isinstance(part, bytes) else b"j", len(data)))
+        hashed.update(data)
+    return hashed.digest()
+
+
+class Bank:
+    """A table of JSON values under 32-byte keys. Close it after use; several may use one file."""
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        """Opens or makes the file; one that is no bank, or broken, is put aside.
+
+        Args:
+            path: the file; its folder is made. Only its owner can read it.
+            max_bytes: most bytes of all rows.
+
+        Raises:
+            ValueError: `max_bytes` is below 1.
+            OSError: the folder cannot be made or written.
+        """
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes is {max_bytes}; allowed: 1 or more")
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        try:
+            self._rows = self._open(path)
+        except sqlite3.OperationalError as error:
+            raise OSError(f"{path}: {error}") from error
+        except sqlite3.DatabaseError as error:
+            log.warning("%s is put aside, it cannot be read: %s", path, error)
+            for end in ("-wal", "-shm"):
+                path.with_name(path.name + end).unlink(missing_ok=True)
+            path.replace(path.with_name(f"{path.name}.broken"))
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            self._rows = self._open(path)
+
+    @staticmethod
+    def _open(path: Path) -> sqlite3.Connection:
+        rows = sqlite3.connect(path, timeout=_LOCK_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            rows.execute("PRAGMA journal_mode = WAL")  # a crash leaves whole transactions
+            rows.execute("PRAGMA synchronous = NORMAL")
+            rows.executescript(_SCHEMA)
+        except sqlite3.DatabaseError:
+            rows.close()
+            raise
+        return rows
+
+    def close(self) -> None:
+        """Closes the file."""
+        with self._lock:
+            self._rows.close()
+
+    @property
+    def size(self) -> int:
+        """What all rows take now."""
+        with self._lock:
+            return int(self._rows.execute("SELECT bytes FROM total").fetchone()[0])
+
+    def get(self, key: bytes) -> Any:
+        """Gives a value, and notes its use; None where there is none, or it is not what was put there."""
+        with self._lock, self._transaction():
+            found = self._rows.execute("SELECT value, digest FROM rows WHERE key = ?", (key,)).fetchone()
+            if found is None:
+                return None
+            value, digest = found
+            if _digest(key, value) != digest:
+                log.warning("a row of the bank is broken and dropped")
+                self._drop(key)
+                return None
+            self._rows.execute("UPDATE rows SET used = ? WHERE key = ?", (time.time_ns(), key))
+        return json.loads(value)
+
+    def put(self, key: bytes, value: Any) -> None:
+        """Keeps a value (JSON); drops the least lately used until all fit. One that is too large alone is not kept."""
+        data = json.dumps(value, separators=(",", ":")).encode()
+        size = len(data) + _ROW_BYTES
+        if size > self._max_bytes:
+            return
+        with self._lock, self._transaction():
+            self._drop(key)
+            row = (key, data, _digest(key, data), size, time.time_ns())
+            self._rows.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?)", row)
+            self._rows.execute("UPDATE total SET bytes = bytes + ?", (size,))
+            self._evict()
+
+    def _drop(self, key: bytes) -> None:
+        for (size,) in self._rows.execute("DELETE FROM rows WHERE key = ? RETURNING bytes", (key,)).fetchall():
+            self._rows.execute("UPDATE total SET bytes = bytes - ?", (size,))
+
+    def _evict(self) -> None:
+        while self._rows.execute("SELECT bytes FROM total").fetchone()[0] > self._max_bytes:
+            oldest = self._rows.execute("SELECT key FROM rows ORDER BY used LIMIT 1").fetchone()
+            self._drop(oldest[0])
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._rows.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._rows.execute("ROLLBACK")
+            raise
+        self._rows.execute("COMMIT")
+
+    async def find(self, key: bytes) -> Any:
+        """`get` for an event loop; a bank that cannot be read is a bank without the row."""
+        try:
+            return await asyncio.to_thread(self.get, key)
+        except sqlite3.Error as error:
+            log.warning("the bank cannot be read: %s", error)
+            return None
+
+    async def keep(self, key: bytes, value: Any) -> None:
+        """`put` for an event loop; a bank that cannot be written costs its use, no answer."""
+        try:
+            await asyncio.to_thread(self.put, key, value)
+        except sqlite3.Error as error:
+            log.warning("the bank cannot be written: %s", error)
+
+
+def _digest(key: bytes, value: bytes) -> bytes:
+    return sha256(key + value).digest()

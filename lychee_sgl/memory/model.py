@@ -1,0 +1,66 @@
+"""What the loop asks of an engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class ModelFailed(RuntimeError):
+    """A call failed for no fault of its own: trying again may help."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What came back of one call.
+
+    Attributes:
+        text: what was generated.
+        prompt_tokens: of the call.
+        completion_tokens: that were generated.
+        cached_tokens: of the prompt, whose KV was there already.
+        logprobs: of the prompt's tokens from `score_from` on; none without it.
+    """
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    logprobs: tuple[float, ...] = ()
+
+
+class Model(Protocol):
+    """One served model. `encode` and `render` take their time: they are called in a thread."""
+
+    @property
+    def window(self) -> int:
+        """Most tokens of prompt and answer together."""
+
+    @property
+    def identity(self) -> str:
+        """Everything about the model, its weights and how it is run that an answer depends on."""
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Turns texts into tokens, without special ones."""
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """Writes a chat as the model's prompt, up to where its answer begins."""
+
+    async def generate(
+        self, tokens: Sequence[int], *, max_tokens: int, score_from: int | None = None, stop: str | None = None
+    ) -> Reply:
+        """Runs one greedy completion; being cancelled ends it in the engine, too.
+
+        Args:
+            tokens: the prompt.
+            max_tokens: most to generate, at least 1.
+            score_from: first prompt token whose log-probability is wanted.
+            stop: text before which the answer ends.
+
+        Raises:
+            ModelFailed: it may work another time.
+            ValueError: it cannot.
+        """

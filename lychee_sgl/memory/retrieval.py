@@ -1,0 +1,33 @@
+"""Ranks texts for a query by BM25: sentences that the model may have overlooked, and the baseline's chunks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_WORD = r"(?u)\w+"
+
+
+def rank(texts: Sequence[str], query: str, count: int) -> list[int]:
+    """Gives the texts that share words with a query, the best first.
+
+    Args:
+        texts: what is ranked; how rare a word is counts among these.
+        query: words to look for.
+        count: most texts to give.
+
+    Returns:
+        Indexes of `texts`; texts that share no word are left out.
+    """
+    import bm25s
+
+    words = bm25s.tokenize([*texts, query], token_pattern=_WORD, stopwords=None, return_ids=False, show_progress=False)
+    asked = [sorted(set(words[-1]))]
+    if not texts or not asked[0] or not any(words[:-1]):
+        return []
+    index = bm25s.BM25()
+    index.index(words[:-1], show_progress=False)
+    found, scores = index.retrieve(asked, k=min(count, len(texts)), show_progress=False)
+    return [int(i) for i, score in zip(found[0], scores[0], strict=True) if score > 0]

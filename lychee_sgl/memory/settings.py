@@ -1,0 +1,118 @@
+"""How a document is read: what a request may choose, and what it may not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from lychee_sgl.memory.split import Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PREFIX: Final = "lychee_"
+KEYS: Final = ("memory", "chunk", "working_memory")
+MODES: Final = ("text", "compressed", "off")
+CHUNK: Final = 4096
+WORKING_MEMORY: Final = 1024
+QUESTION_TOKENS: Final = 1024
+QUOTE_TOKENS: Final = 64
+KEEP: Final = 0.5
+SMALLEST_CHUNK: Final = 64
+SMALLEST_MEMORY: Final = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadSettings:
+    """How one document is read.
+
+    Attributes:
+        chunk: most tokens of a block.
+        working_memory: most tokens of the notes.
+        ahead: blocks that are read at once.
+        gate: score below which a block is skipped; None: every block is read.
+        quote_tokens: most tokens that are generated for a block.
+        candidates: sentences of a block that become notes, if the model finds them relevant, beside those it quotes.
+        keep: score from which a passage becomes a note.
+        attempts: calls of a step until it has failed.
+    """
+
+    chunk: int = CHUNK
+    working_memory: int = WORKING_MEMORY
+    ahead: int = 1
+    gate: float | None = None
+    quote_tokens: int = QUOTE_TOKENS
+    candidates: int = 2
+    keep: float = KEEP
+    attempts: int = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryRequest:
+    """What a request asked for; None where it said nothing."""
+
+    mode: str | None = None
+    chunk: int | None = None
+    working_memory: int | None = None
+
+    @classmethod
+    def from_custom_params(cls, params: Mapping[str, Any] | None) -> MemoryRequest:
+        """Reads and checks our entries of SGLang's `custom_params`.
+
+        Raises:
+            Refused: names the entry, its value and what is allowed.
+        """
+        given = {key: (params or {}).get(f"{PREFIX}{key}") for key in KEYS}
+        mode = given["memory"]
+        if mode is not None and mode not in MODES:
+            raise _refused("memory", mode, ", ".join(map(repr, MODES)))
+        for key, least in (("chunk", SMALLEST_CHUNK), ("working_memory", SMALLEST_MEMORY)):
+            value = given[key]
+            if value is not None and (type(value) is not int or value < least):
+                raise _refused(key, value, f"a whole number from {least}")
+            if value is not None and mode not in ("text", "compressed"):
+                raise _refused(key, value, f"only with {PREFIX}memory 'text' or 'compressed'")
+        return cls(mode=mode, chunk=given["chunk"], working_memory=given["working_memory"])
+
+    @staticmethod
+    def strip(params: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """Gives `custom_params` without our entries; None for an empty one."""
+        ours = {f"{PREFIX}{key}" for key in KEYS}
+        return {key: value for key, value in (params or {}).items() if key not in ours} or None
+
+
+def _refused(key: str, value: object, allowed: str) -> Refused:
+    return Refused(f"{PREFIX}{key} is {value!r:.80}, allowed: {allowed}", f"{PREFIX}{key}")
+
+
+def fit(asked: MemoryRequest, window: int) -> tuple[int, int]:
+    """Gives chunk and working memory: what was asked for, else the defaults, made smaller for a small window.
+
+    Half of the window is for the block and an eighth for the notes at most, where the request does not say.
+    """
+    chunk = asked.chunk if asked.chunk is not None else max(SMALLEST_CHUNK, min(CHUNK, window // 2))
+    notes = asked.working_memory
+    return chunk, notes if notes is not None else max(SMALLEST_MEMORY, min(WORKING_MEMORY, window // 8))
+
+
+def check_fits(settings: ReadSettings, *, window: int, frame: int) -> None:
+    """Checks that a block, the notes and a quote fit into the window beside the prompt's own words.
+
+    Args:
+        settings: what is wanted.
+        window: of the model, in tokens.
+        frame: tokens of template, question and instruction.
+
+    Raises:
+        Refused: they do not; names all numbers.
+    """
+    # notes are counted line by line: where lines meet, a tokeniser may need one more each
+    notes = settings.working_memory + settings.working_memory // 8
+    needed = settings.chunk + notes + frame + settings.quote_tokens
+    if needed > window:
+        most = window - (needed - settings.chunk)
+        raise Refused(
+            f"{PREFIX}chunk is {settings.chunk}, allowed: up to {max(0, most)} beside {PREFIX}working_memory "
+            f"{settings.working_memory} and {frame} tokens of question and instruction in a window of {window}",
+            f"{PREFIX}chunk",
+        )

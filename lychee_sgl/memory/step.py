@@ -1,0 +1,169 @@
+"""One step: what a block says on a question, given the notes so far. Pure, so it is kept and never asked twice."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from lychee_sgl.memory import prompts
+from lychee_sgl.memory.bank import key_of
+from lychee_sgl.memory.model import ModelFailed
+from lychee_sgl.memory.notes import Note, passages, sentences
+from lychee_sgl.memory.retrieval import rank
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lychee_sgl.memory.bank import Bank
+    from lychee_sgl.memory.chunks import Block
+    from lychee_sgl.memory.loop import Report
+    from lychee_sgl.memory.model import Model, Reply
+    from lychee_sgl.memory.notes import Memory
+    from lychee_sgl.memory.settings import ReadSettings
+
+log = logging.getLogger(__name__)
+
+_PAUSE_SECONDS: Final = 0.2
+
+
+class BlockFailed(RuntimeError):
+    """A block could not be read. The message names it, the cause, and that nothing else is lost."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What came of one block; without notes it counts as skipped."""
+
+    notes: tuple[Note, ...] = ()
+
+
+class Asker:
+    """The calls for one question, each counted in the report.
+
+    Attributes:
+        model: who is asked.
+        bank: where steps are kept, if anywhere.
+        settings: how the document is read.
+        question: what is asked of it.
+        report: what all of it took so far.
+        question_tokens: its length.
+        frame_tokens: of a step's prompt without block and notes.
+    """
+
+    def __init__(self, model: Model, bank: Bank | None, settings: ReadSettings, question: str, report: Report) -> None:
+        """Prepares a question: tokenises, so not for an event loop."""
+        self.model, self.bank, self.settings = model, bank, settings
+        self.question, self.report = question, report
+        self.question_tokens = len(model.encode([question])[0])
+        self.frame_tokens = len(prompts.frame(model, prompts.quote(question, "x")))
+        # behind the question stands what the template closes with, which is not scored
+        self._closing = len(prompts.frame(model, "").tail)
+        self._plain: tuple[str, tuple[float, ...]] | None = None
+
+    async def generate(
+        self, tokens: Sequence[int], max_tokens: int, score_from: int | None = None, stop: str | None = None
+    ) -> Reply:
+        """Asks the model, and counts."""
+        reply = await self.model.generate(tokens, max_tokens=max_tokens, score_from=score_from, stop=stop)
+        self.report.tokens_read += reply.prompt_tokens
+        self.report.tokens_written += reply.completion_tokens
+        self.report.cached_tokens += reply.cached_tokens
+        return reply
+
+    async def draft(self, memory: Memory, max_tokens: int) -> str:
+        """Answers from the notes, for the loop's own eyes."""
+        text = prompts.answer(self.question, memory.text)
+        rendered = await asyncio.to_thread(self.model.render, [{"role": "user", "content": text}])
+        (tokens,) = await asyncio.to_thread(self.model.encode, [rendered])
+        return (await self.generate(tokens, max_tokens)).text
+
+    async def gain(self, context: Sequence[int], notes: str = "") -> float:
+        """How much likelier a context makes the question, given notes: mean log-probability gained for each token.
+
+        A model too small to say whether a text is relevant still finds the question less surprising behind one that is.
+        """
+        frame = await asyncio.to_thread(prompts.frame, self.model, prompts.ask(self.question, notes))
+        scored = min(self.question_tokens, len(frame.tail) - self._closing)
+        last = -self._closing if self._closing else None
+        behind = frame.around(context)
+        reply = await self.generate(behind, 1, len(behind) - len(frame.tail))
+        if self._plain is None or self._plain[0] != notes:
+            alone = frame.around(())
+            plain = await self.generate(alone, 1, len(alone) - len(frame.tail))
+            self._plain = notes, plain.logprobs
+        gained = [a - b for a, b in zip(reply.logprobs[:last], self._plain[1][:last], strict=True)][-scored:]
+        return sum(gained) / len(gained)
+
+
+class StepRunner:
+    """Runs steps: out of the bank, or by the model, with further attempts."""
+
+    def __init__(self, asker: Asker, blocks: int) -> None:
+        """Takes the calls, and how many blocks the document has."""
+        self._asker, self._blocks = asker, blocks
+
+    async def run(self, block: Block, memory: Memory) -> Step:
+        """Runs one step.
+
+        Raises:
+            BlockFailed: all attempts failed.
+        """
+        asker = self._asker
+        key = self._key(block, memory)
+        kept = await asker.bank.find(key) if asker.bank is not None else None
+        if kept is not None:
+            asker.report.banked_steps += 1
+            return Step(notes=tuple(replace(Note(**note), block=block.index) for note in kept["notes"]))
+        for attempt in range(1, asker.settings.attempts + 1):
+            try:
+                step = await self._ask(block, memory)
+                break
+            except ModelFailed as error:
+                if attempt == asker.settings.attempts:
+                    raise BlockFailed(
+                        f"chunk {block.index + 1} of {self._blocks} failed {attempt} times: {error}; "
+                        "what was read is kept, the same request goes on from there"
+                    ) from error
+                asker.report.retries += 1
+                log.warning("chunk %d of %d is tried again: %s", block.index + 1, self._blocks, error)
+                await asyncio.sleep(_PAUSE_SECONDS * 2 ** (attempt - 1))
+        if asker.bank is not None:
+            await asker.bank.keep(key, {"notes": [_as_json(note) for note in step.notes]})
+        return step
+
+    def _key(self, block: Block, memory: Memory) -> bytes:
+        settings, asker = self._asker.settings, self._asker
+        how = [settings.gate, settings.quote_tokens, settings.candidates, settings.keep]
+        return key_of("step", prompts.VERSION, asker.model.identity, how, block.digest, asker.question, memory.text)
+
+    async def _ask(self, block: Block, memory: Memory) -> Step:
+        asker = self._asker
+        if asker.settings.gate is not None and (await asker.gain(block.tokens, memory.text) < asker.settings.gate):
+            return Step()
+        frame = await asyncio.to_thread(prompts.frame, asker.model, prompts.quote(asker.question, memory.text))
+        reply = await asker.generate(frame.around(block.tokens), asker.settings.quote_tokens, stop="\n\n")
+        query = f"{asker.question}\n{memory.text}"
+        places = await asyncio.to_thread(_candidates, reply.text, block.text, query, asker.settings.candidates)
+        notes = [await self._note(block, start, end) for start, end in places]
+        return Step(notes=tuple(note for note in notes if note.score >= asker.settings.keep))
+
+    async def _note(self, block: Block, start: int, end: int) -> Note:
+        text = " ".join(block.text[start:end].split())
+        (tokens,) = await asyncio.to_thread(self._asker.model.encode, [f"{text}\n"])
+        score = await self._asker.gain(tokens)
+        return Note(block=block.index, start=start, text=text, score=score, tokens=len(tokens))
+
+
+def _candidates(reply: str, block: str, query: str, count: int) -> list[tuple[int, int]]:
+    """What the model quotes, and the sentences that share most words with question and notes."""
+    quoted = passages(reply, block)
+    places = sentences(block) if count else []
+    best = [places[i] for i in rank([block[start:end] for start, end in places], query, count)]
+    further = [place for place in best if all(place[1] <= start or end <= place[0] for start, end in quoted)]
+    return sorted([*quoted, *further])
+
+
+def _as_json(note: Note) -> dict[str, Any]:
+    return {"block": 0, "start": note.start, "text": note.text, "score": note.score, "tokens": note.tokens}
