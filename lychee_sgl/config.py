@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 DENSE_BELOW_GPU = 4096
 # Below this a step costs the same either way; docs/measurements/cpu-speed.json has the curve.
 DENSE_BELOW_CPU = 1024
+BANK_BYTES = 2**30
 
 
 class ConfigError(ValueError):
@@ -46,6 +48,29 @@ class EngineConfig:
         default=None,
         metadata=_setting("LYCHEE_PREFILL_THREADS", "all cores", "CPU only: threads for prefill (decode uses one)"),
     )
+    memory: str = field(
+        default="ask",
+        metadata=_setting(
+            "LYCHEE_MEMORY",
+            "`ask`",
+            "documents are read block by block (13): `ask`, where a request wants it; `auto`, also where one does not "
+            "fit the window and says nothing; `off`, never",
+        ),
+    )
+    memory_gate: float | None = field(
+        default=None,
+        metadata=_setting("LYCHEE_MEMORY_GATE", "none", "score below which a block is skipped unread (13)"),
+    )
+    memory_bank: Path | None = field(
+        default=None,
+        metadata=_setting(
+            "LYCHEE_MEMORY_BANK", "`lychee-sgl/memory.sqlite` in the user's cache", "file of the finished steps (13)"
+        ),
+    )
+    memory_bank_bytes: int = field(
+        default=BANK_BYTES,
+        metadata=_setting("LYCHEE_MEMORY_BANK_BYTES", str(BANK_BYTES), "most bytes of the bank's rows; 0: no bank"),
+    )
 
     rival_policies: bool = field(
         default=False,
@@ -75,6 +100,13 @@ class EngineConfig:
             recall_every=_whole("LYCHEE_RECALL_EVERY", given.get("recall_every", "32"), 0) or 0,
             prefill_threads=_whole("LYCHEE_PREFILL_THREADS", given.get("prefill_threads"), 1),
             rival_policies=_switch("LYCHEE_RIVAL_POLICIES", given.get("rival_policies", "0")),
+            memory=_one_of("LYCHEE_MEMORY", given.get("memory", "ask"), ("ask", "auto", "off")),
+            memory_gate=_number("LYCHEE_MEMORY_GATE", given.get("memory_gate")),
+            memory_bank=Path(given["memory_bank"]).expanduser() if "memory_bank" in given else None,
+            memory_bank_bytes=_whole(
+                "LYCHEE_MEMORY_BANK_BYTES", given.get("memory_bank_bytes", str(BANK_BYTES)), 0, 2**50
+            )
+            or 0,
         )
 
     def resolved_dense_below(self, device: str) -> int:
@@ -83,6 +115,12 @@ class EngineConfig:
             return self.dense_below
         return DENSE_BELOW_CPU if device == "cpu" else DENSE_BELOW_GPU
 
+    def resolved_memory_bank(self, environ: Mapping[str, str] | None = None) -> Path:
+        """Gives the bank's file: the one that was set, else in `$XDG_CACHE_HOME` or `~/.cache`."""
+        environ = os.environ if environ is None else environ
+        cache = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return self.memory_bank or cache / "lychee-sgl" / "memory.sqlite"
+
 
 def _switch(variable: str, text: str) -> bool:
     if text not in ("0", "1"):
@@ -90,13 +128,29 @@ def _switch(variable: str, text: str) -> bool:
     return text == "1"
 
 
-def _whole(variable: str, text: str | None, low: int) -> int | None:
+def _one_of(variable: str, text: str, allowed: tuple[str, ...]) -> str:
+    if text not in allowed:
+        raise ConfigError(f"{variable} is {text!r}, allowed: {', '.join(allowed)}")
+    return text
+
+
+def _number(variable: str, text: str | None) -> float | None:
+    try:
+        value = None if text is None else float(text)
+    except ValueError:
+        value = math.nan
+    if value is not None and not math.isfinite(value):
+        raise ConfigError(f"{variable} is {text!r}, allowed: a number")
+    return value
+
+
+def _whole(variable: str, text: str | None, low: int, high: int = 2**31) -> int | None:
     if text is None:
         return None
     try:
         value = int(text)
     except ValueError:
         value = low - 1
-    if not low <= value < 2**31:
+    if not low <= value < high:
         raise ConfigError(f"{variable} is {text!r}, allowed: a whole number from {low}")
     return value

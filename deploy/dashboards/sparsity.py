@@ -88,6 +88,28 @@ def build() -> Dashboard:
             "short",
             Query(rate("lychee_decode_steps_total", "decoding"), "{{decoding}}"),
         ),
+        row("Documents read block by block"),
+        graph(
+            "Time to read a document",
+            "From the request until its document was read.",
+            "s",
+            *(Query(quantile(at, "lychee_memory_read_seconds"), f"p{at * 100:g}") for at in (0.5, 0.95)),
+        ),
+        graph(
+            "Blocks a second",
+            "By whether they gave notes; and steps that were tried again, or taken from the bank.",
+            "short",
+            Query(rate("lychee_memory_chunks_total", "outcome"), "{{outcome}}"),
+            Query(rate("lychee_memory_retries_total"), "tried again"),
+            Query(rate("lychee_memory_banked_steps_total"), "from the bank"),
+        ),
+        graph(
+            "Tokens read for documents",
+            "A second, and of these those whose KV was in the cache.",
+            "short",
+            Query(rate("lychee_memory_tokens_read_total"), "read"),
+            Query(rate("lychee_memory_cached_tokens_total"), "cached"),
+        ),
         row("Fallbacks, and how far the numbers reach"),
         graph(
             "Dense fallbacks",

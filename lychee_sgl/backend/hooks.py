@@ -126,12 +126,13 @@ def _scheduler_hooks() -> list[Hook]:
 
 
 def _http_hooks() -> list[Hook]:
-    from lychee_sgl.backend import openai
+    from lychee_sgl.backend import memory, openai
 
     serving = "sglang.srt.entrypoints.openai.serving_"
     chat, completion = f"{serving}chat.OpenAIServingChat", f"{serving}completions.OpenAIServingCompletion"
     return [
         Hook("sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request", openai.watch, "around"),
+        Hook(f"{chat}.handle_request", memory.around_chat, "around"),
         Hook(f"{chat}._generate_chat_stream", openai.decorate_stream, "around"),
         Hook(f"{completion}._generate_completion_stream", openai.decorate_stream, "around"),
         Hook(f"{chat}._handle_non_streaming_request", openai.decorate_answer, "around"),

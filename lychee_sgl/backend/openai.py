@@ -81,6 +81,7 @@ class Engine:
             "model": self.model,
             "device": self.device,
             "sglang": version("sglang"),
+            "memory": {"modes": [] if self.config.memory == "off" else ["text"], "default": self.config.memory},
         }
 
 

@@ -10,13 +10,14 @@ from lychee_kernels.decode_plan.api import DENSE
 from lychee_kernels.layout import Mode
 from lychee_kernels.policies import Policy
 from lychee_kernels.policies.api import MODES as SIZED_MODES
+from lychee_sgl.memory.settings import KEYS as MEMORY_KEYS
+from lychee_sgl.memory.settings import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lychee_sgl.heads.plan import PlanDefaults
 
-PREFIX = "lychee_"
 MODES = {"topk": Mode.TOPK, "ratio": Mode.RATIO, "threshold": Mode.THRESHOLD, "top_p": Mode.TOP_P}
 MODE_NAMES = {mode: name for name, mode in MODES.items()}
 POLICIES = {policy.name.lower(): policy for policy in Policy}
@@ -49,6 +50,8 @@ class BudgetRequest:
         """
         ours = {k.removeprefix(PREFIX): v for k, v in (params or {}).items() if str(k).startswith(PREFIX)}
         unknown = sorted(ours.keys() - {*KEYS})
+        if unknown and unknown[0] in MEMORY_KEYS:
+            raise ValueError(f"{PREFIX}{unknown[0]} is for /v1/chat/completions only")
         if unknown:
             allowed = ", ".join(f"{PREFIX}{key}" for key in KEYS)
             raise ValueError(f"{PREFIX}{unknown[0]} is unknown, allowed: {allowed}")

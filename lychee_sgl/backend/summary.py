@@ -116,3 +116,29 @@ def summarise(
         "engine_seconds": times.engine,
         **({} if spec.policy is Policy.PLAN else rival),
     }
+
+
+def combine(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Adds up the summaries of several requests that made one answer.
+
+    Args:
+        summaries: in the order in which they ran, at least one. Budget, mode and value are the last one's.
+    """
+    last = dict(summaries[-1])
+    for key in ("attended_tokens", "dense_tokens", "decode_steps", "sparse_steps", "recall_steps"):
+        last[key] = sum(summary[key] for summary in summaries)
+    last["attended_fraction"] = last["attended_tokens"] / last["dense_tokens"] if last["dense_tokens"] else None
+    last["context_tokens"] = max(summary["context_tokens"] for summary in summaries)
+    last["recall"] = _mean(summaries, "recall", "recall_steps")
+    last["mean_batch"] = _mean(summaries, "mean_batch", "decode_steps")
+    fallbacks = [summary["dense_fallback"] for summary in summaries if summary["dense_fallback"] is not None]
+    last["dense_fallback"] = fallbacks[-1] if fallbacks else None
+    for key in ("queue_seconds", "decode_seconds", "engine_seconds"):
+        known = [summary[key] for summary in summaries if summary[key] is not None]
+        last[key] = sum(known) if known else None
+    return last
+
+
+def _mean(summaries: Sequence[Mapping[str, Any]], key: str, weight: str) -> float | None:
+    pairs = [(summary[key], summary[weight]) for summary in summaries if summary[key] is not None and summary[weight]]
+    return sum(value * times for value, times in pairs) / sum(times for _, times in pairs) if pairs else None

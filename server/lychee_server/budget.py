@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from lychee_server.errors import InvalidRequest
+from lychee_server.memory import parse_memory
+from lychee_server.refusing import refuse, show
 from lychee_server.schemas import EngineSummary, LycheeAnswer, LycheeRequest, Mode, SelectionPolicy
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ MODES: tuple[str, ...] = get_args(Mode)
 POLICIES: tuple[str, ...] = get_args(SelectionPolicy)
 PARAM_PREFIX = "lychee_"
 _KEYS = tuple(LycheeRequest.model_fields)
-_SHOWN_CHARACTERS = 80
 
 
 def parse_lychee(raw: object, *, context_window: int) -> LycheeRequest:
@@ -32,11 +32,11 @@ def parse_lychee(raw: object, *, context_window: int) -> LycheeRequest:
     if raw is None:
         return LycheeRequest()
     if not isinstance(raw, dict):
-        raise _refuse("lychee", raw, f"an object with the keys {', '.join(_KEYS)}")
+        raise refuse("lychee", raw, f"an object with the keys {', '.join(_KEYS)}")
     for key in raw:
         if key not in _KEYS:
-            message = f"lychee.{_show(key, quote=False)} is not known; allowed keys are {', '.join(_KEYS)}"
-            raise InvalidRequest(message, param=f"lychee.{_show(key, quote=False)}", code="unknown_key")
+            message = f"lychee.{show(key, quote=False)} is not known; allowed keys are {', '.join(_KEYS)}"
+            raise InvalidRequest(message, param=f"lychee.{show(key, quote=False)}", code="unknown_key")
     budget = _budget(raw.get("budget"), context_window)
     mode = _mode(raw.get("mode"), budget)
     value = _value(raw.get("value"), mode, budget)
@@ -48,7 +48,7 @@ def parse_lychee(raw: object, *, context_window: int) -> LycheeRequest:
     given = {key: raw[key] for key in deciding if raw.get(key) is not None}
     for outcome in ("min_recall", "target_itl_ms"):
         if outcome in given and len(given) > 1:
-            raise _refuse(f"lychee.{outcome}", raw[outcome], f"nothing else beside it; given: {', '.join(given)}")
+            raise refuse(f"lychee.{outcome}", raw[outcome], f"nothing else beside it; given: {', '.join(given)}")
     return LycheeRequest(
         budget=budget,
         mode=mode,
@@ -57,6 +57,7 @@ def parse_lychee(raw: object, *, context_window: int) -> LycheeRequest:
         target_itl_ms=target_itl_ms,
         policy=policy,
         seed=seed,
+        **parse_memory(raw),
     )
 
 
@@ -64,7 +65,7 @@ def _policy(raw: object) -> SelectionPolicy | None:
     if raw is None:
         return None
     if not isinstance(raw, str) or raw not in POLICIES:
-        raise _refuse("lychee.policy", raw, ", ".join(f'"{policy}"' for policy in POLICIES))
+        raise refuse("lychee.policy", raw, ", ".join(f'"{policy}"' for policy in POLICIES))
     return cast("SelectionPolicy", raw)
 
 
@@ -72,9 +73,9 @@ def _seed(raw: object, policy: str | None) -> int | None:
     if raw is None:
         return None
     if policy != "random":
-        raise _refuse("lychee.seed", raw, 'no seed without the policy "random"')
+        raise refuse("lychee.seed", raw, 'no seed without the policy "random"')
     if type(raw) is not int or not 0 <= raw < 2**31:
-        raise _refuse("lychee.seed", raw, f"an integer from 0 to {2**31 - 1}")
+        raise refuse("lychee.seed", raw, f"an integer from 0 to {2**31 - 1}")
     return raw
 
 
@@ -82,7 +83,7 @@ def _number(key: str, raw: object, least: float, most: float) -> float | None:
     if raw is None:
         return None
     if isinstance(raw, bool) or not isinstance(raw, int | float) or not least <= raw <= most:
-        raise _refuse(f"lychee.{key}", raw, f"a number from {least:g} to {most:g}")
+        raise refuse(f"lychee.{key}", raw, f"a number from {least:g} to {most:g}")
     return float(raw)
 
 
@@ -93,16 +94,16 @@ def _budget(raw: object, context_window: int) -> int | Literal["dense", "auto"] 
     # bool is an int in Python, and 1e9 in JSON is a float: neither is a number of tokens.
     if type(raw) is int and 1 <= raw <= context_window:
         return raw
-    raise _refuse("lychee.budget", raw, f'an integer from 1 to {context_window} (the context window), "dense", "auto"')
+    raise refuse("lychee.budget", raw, f'an integer from 1 to {context_window} (the context window), "dense", "auto"')
 
 
 def _mode(raw: object, budget: object) -> Mode | None:
     if raw is None:
         return None
     if not isinstance(raw, str) or raw not in MODES:
-        raise _refuse("lychee.mode", raw, ", ".join(f'"{mode}"' for mode in MODES))
+        raise refuse("lychee.mode", raw, ", ".join(f'"{mode}"' for mode in MODES))
     if budget == "dense":
-        raise _refuse("lychee.mode", raw, 'no mode with the budget "dense", which reads everything')
+        raise refuse("lychee.mode", raw, 'no mode with the budget "dense", which reads everything')
     return cast("Mode", raw)
 
 
@@ -110,13 +111,13 @@ def _value(raw: object, mode: str | None, budget: object) -> float | None:
     if raw is None:
         if mode in (None, "topk"):
             return None
-        raise _refuse("lychee.value", None, f'{_range_of(mode)} (mode "{mode}" needs it)')
+        raise refuse("lychee.value", None, f'{_range_of(mode)} (mode "{mode}" needs it)')
     if budget == "dense":
-        raise _refuse("lychee.value", raw, 'no value with the budget "dense", which reads everything')
+        raise refuse("lychee.value", raw, 'no value with the budget "dense", which reads everything')
     if mode in (None, "topk"):
-        raise _refuse("lychee.value", raw, 'no value with the mode "topk"' + ("" if mode else ", which is in force"))
+        raise refuse("lychee.value", raw, 'no value with the mode "topk"' + ("" if mode else ", which is in force"))
     if isinstance(raw, bool) or not isinstance(raw, int | float) or not _in_range(raw, mode):
-        raise _refuse("lychee.value", raw, f'{_range_of(mode)} (mode "{mode}")')
+        raise refuse("lychee.value", raw, f'{_range_of(mode)} (mode "{mode}")')
     return float(raw)
 
 
@@ -128,17 +129,8 @@ def _range_of(mode: str | None) -> str:
     return "a number above 0 and below 1" if mode == "threshold" else "a number above 0 and up to 1"
 
 
-def _refuse(field: str, value: object, allowed: str) -> InvalidRequest:
-    return InvalidRequest(f"{field} is {_show(value)}; allowed: {allowed}", param=field)
-
-
-def _show(value: object, *, quote: bool = True) -> str:
-    text = json.dumps(value) if quote else str(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
-
-
 def merge_custom_params(raw: object, sent: LycheeRequest) -> dict[str, Any] | None:
-    """Return the engine's `custom_params`: the caller's own with the budget added, or None for an empty one.
+    """Return the engine's `custom_params`: the caller's own with ours added, or None for an empty one.
 
     Args:
         raw: the body's `custom_params`, parsed.
@@ -149,14 +141,14 @@ def merge_custom_params(raw: object, sent: LycheeRequest) -> dict[str, Any] | No
             object to its scheduler in a form that holds scalars only).
     """
     if raw is not None and not isinstance(raw, dict):
-        raise _refuse("custom_params", raw, "an object of strings, numbers, booleans and nulls")
+        raise refuse("custom_params", raw, "an object of strings, numbers, booleans and nulls")
     merged: dict[str, Any] = dict(raw or {})
     for key, value in merged.items():
-        field = f"custom_params.{_show(key, quote=False)}"
+        field = f"custom_params.{show(key, quote=False)}"
         if key.startswith(PARAM_PREFIX):
             raise InvalidRequest(f'{field} is not for callers; use the field "lychee"', param=field)
         if isinstance(value, dict | list):
-            raise _refuse(field, value, "a string, a number, a boolean or null")
+            raise refuse(field, value, "a string, a number, a boolean or null")
     given = sent.model_dump(include={"budget", "mode", "value", *sent.BESIDES}, exclude_none=True)
     merged.update({f"{PARAM_PREFIX}{key}": value for key, value in given.items()})
     return merged or None
@@ -183,6 +175,7 @@ def answer_of(decision: Decision, summary: EngineSummary) -> LycheeAnswer:
         attended_fraction=summary.attended_fraction,
         recall=summary.recall,
         dense_fallback=summary.dense_fallback,
+        memory=summary.memory,
     )
 
 
@@ -211,7 +204,7 @@ def headers_before(decision: Decision, defaults: PlanDefaults) -> dict[str, str]
 
 def headers_after(answer: LycheeAnswer) -> dict[str, str]:
     """Return the `x-lychee-*` headers of a finished answer."""
-    return _headers(answer.model_dump(exclude={"dense_fallback", "policy"}))
+    return _headers(answer.model_dump(exclude={"dense_fallback", "policy", "memory"}))
 
 
 def _headers(known: dict[str, object]) -> dict[str, str]:

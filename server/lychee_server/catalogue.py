@@ -29,6 +29,7 @@ class Catalogue:
         self._traffic_metrics(registry)
         self._engine_metrics(registry)
         self._policy_metrics(registry)
+        self._memory_metrics(registry)
         self._known_labels()
 
     def _latency_metrics(self, registry: CollectorRegistry) -> None:
@@ -231,6 +232,24 @@ class Catalogue:
             registry=registry,
         )
 
+    def _memory_metrics(self, registry: CollectorRegistry) -> None:
+        counter = functools.partial(Counter, registry=registry)
+        self._memory_seconds = Histogram(
+            "lychee_memory_read_seconds",
+            "Answers from a document that was read block by block: time until it was read.",
+            buckets=buckets.READ_SECONDS,
+            registry=registry,
+        )
+        self._memory_chunks = counter(
+            "lychee_memory_chunks_total", "Blocks of documents that were read, by whether they gave notes.", ["outcome"]
+        )
+        self._memory_read = counter("lychee_memory_tokens_read_total", "Prompt tokens of all steps that read blocks.")
+        self._memory_cached = counter("lychee_memory_cached_tokens_total", "Of these, whose KV was there already.")
+        self._memory_banked = counter(
+            "lychee_memory_banked_steps_total", "Steps that an earlier request had finished, taken from the bank."
+        )
+        self._memory_retries = counter("lychee_memory_retries_total", "Steps that failed and were tried again.")
+
     def _known_labels(self) -> None:
         """Show what can be counted as zero from the start: a rate does not see the step from nothing to one."""
         for context in buckets.CONTEXT_LABELS:
@@ -247,5 +266,7 @@ class Catalogue:
             self._fallbacks.labels(reason)
         for reason in get_args(Refusal):
             self._refused.labels(reason)
+        for outcome in ("kept", "skipped"):
+            self._memory_chunks.labels(outcome)
         for reason in get_args(Uncounted):
             self._uncounted.labels(reason)

@@ -54,6 +54,15 @@ CHAT_BODY = _body(
             "As few tokens as hold a recall of 97%",
             {"model": _MODEL, "messages": _MESSAGES, "lychee": {"min_recall": 0.97}},
         ),
+        "memory": (
+            "A document beyond the window, read block by block",
+            {
+                "model": _MODEL,
+                "messages": [{"role": "user", "content": "(a document)\n\nWhere did I put the key?"}],
+                "stream": True,
+                "lychee": {"memory": "text"},
+            },
+        ),
         "dense": ("No sparsity", {"model": _MODEL, "messages": _MESSAGES, "lychee": {"budget": "dense"}}),
     },
 )

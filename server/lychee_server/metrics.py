@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lychee_server.catalogue import Refusal, Uncounted
-    from lychee_server.schemas import EngineSummary, PlanInfo, Reason
+    from lychee_server.schemas import EngineSummary, MemoryAnswer, PlanInfo, Reason
 
 
 class GatewayMetrics(Catalogue):
@@ -93,9 +93,20 @@ class GatewayMetrics(Catalogue):
         self._steps.labels("dense").inc(max(0, summary.decode_steps - summary.sparse_steps))
         if summary.queue_seconds is not None:
             self._queue_time.observe(max(0.0, summary.queue_seconds))
+        if summary.memory is not None:
+            self._document_read(summary.memory)
         if summary.dense_fallback is not None:
             known = summary.dense_fallback in FALLBACK_REASONS
             self._fallbacks.labels(summary.dense_fallback if known else OTHER).inc()
+
+    def _document_read(self, memory: MemoryAnswer) -> None:
+        self._memory_seconds.observe(memory.seconds)
+        self._memory_chunks.labels("kept").inc(memory.kept)
+        self._memory_chunks.labels("skipped").inc(memory.skipped)
+        self._memory_read.inc(memory.tokens_read)
+        self._memory_cached.inc(memory.cached_tokens)
+        self._memory_banked.inc(memory.banked_steps)
+        self._memory_retries.inc(memory.retries)
 
     def overhead(self, seconds: float) -> None:
         """A complete answer took so much longer than the engine's part of it."""

@@ -9,11 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Mode = Literal["topk", "ratio", "threshold", "top_p"]
 SelectionPolicy = Literal["plan", "block", "window", "random", "quest", "oracle"]
+Memory = Literal["text", "compressed", "off"]
 Budget = int | Literal["dense", "auto"]
 Reason = Literal["request", "tier", "rule", "auto", "default", "min_recall", "target_itl", "pressure", "dense_below"]
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
+MEMORY_KEYS = ("memory", "chunk", "working_memory")
 
 
 class LycheeRequest(BaseModel):
@@ -51,7 +53,15 @@ class LycheeRequest(BaseModel):
         default=None, description="Of the policy `random`: the same seed draws the same tokens again."
     )
 
-    BESIDES: ClassVar[tuple[str, ...]] = ("policy", "seed")
+    memory: Memory | None = Field(
+        default=None,
+        description="Chats only. `text`: a document of any length is read block by block, and answered from notes. "
+        "`off`: it is not, whatever the engine does with documents beyond its window.",
+    )
+    chunk: int | None = Field(default=None, ge=64, description="With `memory`: most tokens of a block.")
+    working_memory: int | None = Field(default=None, ge=32, description="With `memory`: most tokens of the notes.")
+
+    BESIDES: ClassVar[tuple[str, ...]] = ("policy", "seed", *MEMORY_KEYS)
     """What goes to the engine as it is, whoever decides on the budget."""
 
     def besides(self) -> dict[str, Any]:
@@ -61,6 +71,24 @@ class LycheeRequest(BaseModel):
     def budget_alone(self) -> LycheeRequest:
         """Return the request without what it asks for beside a budget."""
         return self.model_copy(update=dict.fromkeys(self.BESIDES)) if self.besides() else self
+
+
+class MemoryAnswer(BaseModel):
+    """How a document was read."""
+
+    mode: str
+    chunk: Count = Field(description="most tokens of a block")
+    working_memory: Count = Field(description="most tokens of the notes")
+    document_tokens: Count
+    chunks: Count = Field(description="blocks of the document")
+    kept: Count = Field(description="blocks that gave notes")
+    skipped: Count = Field(description="blocks that gave none")
+    tokens_read: Count = Field(description="prompt tokens of all steps")
+    cached_tokens: Count = Field(description="of these, whose KV was there already")
+    banked_steps: Count = Field(description="steps that an earlier request had finished")
+    retries: Count = Field(description="steps that were tried again")
+    second_pass: bool = Field(description="whether skipped blocks were read again")
+    seconds: Finite = Field(description="from the request to the answer's first token, about")
 
 
 class LycheeAnswer(BaseModel):
@@ -76,10 +104,11 @@ class LycheeAnswer(BaseModel):
     attended_fraction: float | None = Field(description="KV entries read over those that dense decoding reads")
     recall: float | None = Field(description="attention mass inside the sparse heads' sets, mean of audited steps")
     dense_fallback: str | None = Field(description="why the last dense step ran dense, if any did")
+    memory: MemoryAnswer | None = Field(default=None, description="how a document was read, where one was")
 
     def on_the_wire(self) -> dict[str, Any]:
-        """Return the answer's object `lychee`; rule, tier and policy are in it where there are any."""
-        absent = {key for key in ("rule", "tier", "policy") if getattr(self, key) is None}
+        """Return the answer's object `lychee`; rule, tier, policy and memory are in it where there are any."""
+        absent = {key for key in ("rule", "tier", "policy", "memory") if getattr(self, key) is None}
         return self.model_dump(exclude=absent)
 
 
@@ -102,6 +131,7 @@ class EngineSummary(BaseModel):
     decode_seconds: Finite | None = None  # added up over the choices; None: the engine takes no times
     engine_seconds: Finite | None = None
     policy: str | None = None  # None: the head plan
+    memory: MemoryAnswer | None = None
 
 
 class PlanInfo(BaseModel):
@@ -134,6 +164,13 @@ class PlanDefaults(BaseModel):
     auto: PlanAuto = PlanAuto()
 
 
+class MemoryInfo(BaseModel):
+    """How the engine reads documents beyond its window."""
+
+    modes: tuple[str, ...]
+    default: str
+
+
 class SparsityInfo(BaseModel):
     """The part of `GET /lychee/info` that the gateway needs."""
 
@@ -146,3 +183,4 @@ class SparsityInfo(BaseModel):
     version: str | None = None
     sglang: str | None = None
     dense_below: int | None = None
+    memory: MemoryInfo | None = None

@@ -67,7 +67,7 @@ class AnswerTally:
             return event
         ours = b'"lychee"' in data
         chunk = parse_object(data) if ours else glance_object(data)
-        if chunk is None:
+        if chunk is None or (ours and _is_progress(chunk)):
             return event
         self._first(now)
         if "error" in chunk:
@@ -151,6 +151,13 @@ class AnswerTally:
         generated = self._summary.decode_steps + choices
         prompt = max(0, self._summary.context_tokens - generated) if choices == 1 else 0
         return prompt, generated
+
+
+def _is_progress(chunk: dict[str, Any]) -> bool:
+    """Whether a chunk only says how far the reading of a document is."""
+    said = chunk.get("lychee")
+    memory = said.get("memory") if isinstance(said, dict) else None
+    return isinstance(memory, dict) and "phase" in memory
 
 
 def _choices_with_output(choices: object) -> list[int]:

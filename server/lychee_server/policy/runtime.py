@@ -211,6 +211,8 @@ class BudgetPolicy:
         """
         if completion.text is None or completion.choices != 1 or prompt <= 0:
             return  # of several prompts the answer tells one sum
+        if summary is not None and summary.memory is not None:
+            return  # of a document read block by block it tells what was read
         model = _model_of(engine)
         self._lengths.observe(model, completion.text, prompt)
         if summary is None or summary.recall is None or not isinstance(summary.budget, int) or summary.mode != "topk":

@@ -11,6 +11,7 @@ from lychee_server import docs
 from lychee_server.body import check_body, prepare, read_json_object
 from lychee_server.budget import parse_lychee
 from lychee_server.forward import EngineAnswer, Gateway
+from lychee_server.memory import served_memory
 from lychee_server.middleware import CHAT, COMPLETIONS
 from lychee_server.policy.lengths import prompt_text
 from lychee_server.routes.sparsity import tier_of
@@ -40,6 +41,7 @@ async def _forward(request: Request, path: str, required: str) -> Response:
     engine = gateway.engines.require()
     body = await read_json_object(request, gateway.settings.max_body_bytes, gateway.settings.body_timeout)
     asked = parse_lychee(body.get("lychee"), context_window=engine.context_window)
+    asked = served_memory(asked, engine.sparsity.memory if engine.sparsity else None, chat=path == CHAT)
     check_body(body, required)
     text = prompt_text(body)
     decision, _ = await gateway.budgets.decide(

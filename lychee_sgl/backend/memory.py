@@ -1,0 +1,334 @@
+"""Stands in front of SGLang's chat handler: requests that want a long document read are read here (DESIGN.md 13)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from lychee_sgl.backend.memory_model import EngineModel
+from lychee_sgl.backend.summary import INFO_KEY, combine
+from lychee_sgl.memory.bank import Bank
+from lychee_sgl.memory.loop import BlockFailed, Progress, Reader, Reading
+from lychee_sgl.memory.settings import MemoryRequest, ReadSettings, fit
+from lychee_sgl.memory.split import Chat, Refused, take_apart
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+
+    from lychee_sgl.config import EngineConfig
+
+log = logging.getLogger(__name__)
+
+DONE = "data: [DONE]\n\n"
+HINT = (
+    '; a longer document is read block by block with "lychee": {"memory": "text"} '
+    '(at the engine itself: "custom_params": {"lychee_memory": "text"})'
+)
+_LOOK_SECONDS = 0.5
+_AHEAD_ON_A_GPU = 8
+_OF_A_PROMPT = ("input_ids", "continue_final_message", "session_id")
+"""Fields that mean the prompt as it is."""
+
+
+class _ClientGone(Exception):
+    """The client has closed its connection."""
+
+
+class _AnswerRefused(Exception):
+    """SGLang's handler refused the request for the answer, when the stream had begun."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What the HTTP process keeps for reading documents."""
+
+    config: EngineConfig
+    bank: Bank | None
+    ahead: int
+    plan: object
+
+    @classmethod
+    def of(cls, manager: Any, engine: Any) -> Room:
+        """Gives the room behind a TokenizerManager; the first call makes it."""
+        if not hasattr(manager, "lychee_memory"):
+            config: EngineConfig = engine.config
+            bank = None
+            if config.memory_bank_bytes:
+                try:
+                    bank = Bank(config.resolved_memory_bank(), config.memory_bank_bytes)
+                except OSError as error:
+                    log.warning("documents are read without a bank: %s", error)
+            ahead = 1 if engine.device == "cpu" else _AHEAD_ON_A_GPU
+            manager.lychee_memory = cls(config=config, bank=bank, ahead=ahead, plan=engine.chosen.describe())
+        room: Room = manager.lychee_memory
+        return room
+
+
+async def around_chat(original: Callable[..., Any], serving: Any, request: Any, raw_request: Any) -> Any:
+    """Stands around `OpenAIServingChat.handle_request`."""
+    from lychee_sgl.backend.openai import Engine
+
+    manager = serving.tokenizer_manager
+    engine = Engine.of(manager)
+    if engine is None:
+        return await original(serving, request, raw_request)
+    try:
+        asked = MemoryRequest.from_custom_params(request.custom_params)
+        room = Room.of(manager, engine)
+        mode = await _mode(room, asked, manager, request)
+        if mode != "text":
+            request.custom_params = MemoryRequest.strip(request.custom_params)
+            return _hinted(await original(serving, request, raw_request), room)
+        chat = _taken_apart(request)
+        answer = _Answer(original, serving, request, raw_request, room, asked, chat)
+        return await (answer.stream() if request.stream else answer.whole())
+    except Refused as error:
+        return serving.create_error_response(str(error), param=error.param)
+    except ValueError as error:
+        return serving.create_error_response(str(error))
+
+
+async def _mode(room: Room, asked: MemoryRequest, manager: Any, request: Any) -> str:
+    """Says how a request is answered: `text` or `off`.
+
+    Raises:
+        Refused: it asks for what this engine does not do.
+    """
+    default, mode = room.config.memory, asked.mode
+    if mode in ("text", "compressed") and default == "off":
+        raise Refused(f"lychee_memory is {mode!r}, allowed: 'off' (LYCHEE_MEMORY is off)", "lychee_memory")
+    if mode == "compressed":
+        allowed = "'text', 'off'; this engine has no compressor for its model"
+        raise Refused(f"lychee_memory is 'compressed', allowed: {allowed}", "lychee_memory")
+    if mode is not None or default != "auto":
+        return mode or "off"
+    try:
+        chat = _taken_apart(request)
+    except Refused:
+        return "off"  # SGLang says what is wrong with it, if anything is
+    text = "\n\n".join((*chat.system, chat.document, chat.question))
+    room_left = manager.model_config.context_len - (request.max_completion_tokens or request.max_tokens or 1)
+    if len(text.encode(errors="replace")) <= room_left // 2:  # a token is a byte at least; half is for the template
+        return "off"
+    ids = await asyncio.to_thread(lambda: manager.tokenizer([text], add_special_tokens=False)["input_ids"][0])
+    return "text" if len(ids) > room_left - _TEMPLATE_TOKENS else "off"
+
+
+_TEMPLATE_TOKENS = 64
+
+
+def _taken_apart(request: Any) -> Chat:
+    messages = [message.model_dump(exclude_none=True) for message in request.messages]
+    for field in _OF_A_PROMPT:
+        if getattr(request, field, None):
+            raise Refused(f"{field} is given, allowed: not where a document is read block by block", field)
+    if request.n not in (None, 1):
+        raise Refused(f"n is {request.n}, allowed: 1 where a document is read block by block", "n")
+    try:
+        json.dumps(messages, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise Refused(f"messages hold half a surrogate pair, which is no text: {error.reason}", "messages") from None
+    return take_apart(messages)
+
+
+def _hinted(answer: Any, room: Room) -> Any:
+    """Adds to SGLang's refusal of a prompt beyond the window how it could be read."""
+    if getattr(answer, "status_code", 200) != 400 or room.config.memory == "off":
+        return answer
+    body = json.loads(answer.body)
+    message = str(body.get("message", ""))
+    if "context length" not in message:
+        return answer
+    return type(answer)(content={**body, "message": message.rstrip(".") + HINT}, status_code=400)
+
+
+class _Answer:
+    """One request that is read block by block, and then answered by SGLang's own handler."""
+
+    def __init__(
+        self,
+        original: Callable[..., Any],
+        serving: Any,
+        request: Any,
+        raw_request: Any,
+        room: Room,
+        asked: MemoryRequest,
+        chat: Chat,
+    ) -> None:
+        from lychee_sgl.backend.openai import summary_of
+
+        manager = serving.tokenizer_manager
+        self._original, self._serving, self._raw = original, serving, raw_request
+        self._request, self._chat = request, chat
+        chunk, notes = fit(asked, manager.model_config.context_len)
+        self._settings = ReadSettings(chunk=chunk, working_memory=notes, ahead=room.ahead, gate=room.config.memory_gate)
+        self._params = MemoryRequest.strip(request.custom_params)
+        self._rid = request.rid if isinstance(request.rid, str) else uuid.uuid4().hex
+        extra_key = serving._compute_extra_key(request)
+        lora = serving._resolve_lora_path(request.model, request.lora_path)
+        self._model = EngineModel(
+            manager,
+            identity={"plan": room.plan, "lora": lora, "extra_key": extra_key},
+            fields={"lora_path": lora, "extra_key": extra_key, "priority": request.priority},
+            custom_params=self._params,
+            template=request.chat_template_kwargs or {},
+            summarise=lambda obj: summary_of(manager, obj),
+        )
+        self._reader = Reader(self._model, room.bank, self._settings)
+        self._reading: Reading | None = None
+
+    async def whole(self) -> Any:
+        """Reads, then gives the answer; an error is one of its own, the loop's failures with status 500."""
+        from fastapi.responses import JSONResponse
+
+        try:
+            async with contextlib.aclosing(self._watched(self._read())) as events:
+                async for _ in events:
+                    pass
+            answer = await self._original(self._serving, self._final(), self._raw)
+        except _ClientGone:
+            return self._serving.create_error_response("the client is gone", "ClientGone", 499)
+        except BlockFailed as error:
+            return self._serving.create_error_response(str(error), "MemoryError", 500)
+        if getattr(answer, "status_code", 200) != 200:
+            return answer
+        body = json.loads(answer.body) if hasattr(answer, "body") else answer.model_dump(mode="json")
+        return JSONResponse(self._patched(body, last=True))
+
+    async def stream(self) -> Any:
+        """Reads and answers as a stream; what is wrong with the request is known before its status is sent."""
+        from fastapi.responses import StreamingResponse
+
+        events = self._watched(self._events())
+        first = await anext(events)
+
+        async def all_events() -> AsyncIterator[str]:
+            async with contextlib.aclosing(events):
+                try:
+                    yield first
+                    async for event in events:
+                        yield event
+                except _ClientGone:
+                    return
+                except (_AnswerRefused, BlockFailed, ValueError) as error:
+                    status = 400 if isinstance(error, ValueError) else getattr(error, "status", 500)
+                    said = self._serving.create_streaming_error_response(str(error), type(error).__name__, status)
+                    yield f"data: {said}\n\n"
+                    yield DONE
+                except Exception:  # broad: a stream has no other way to say that it broke
+                    log.exception("reading a document failed")
+                    said = self._serving.create_streaming_error_response("reading failed", "InternalServerError", 500)
+                    yield f"data: {said}\n\n"
+                    yield DONE
+
+        return StreamingResponse(all_events(), media_type="text/event-stream")
+
+    async def _read(self) -> AsyncGenerator[Progress, None]:
+        async with contextlib.aclosing(self._reader.read(self._chat.document, self._chat.question)) as events:
+            async for event in events:
+                if isinstance(event, Reading):
+                    self._reading = event
+                else:
+                    yield event
+
+    async def _events(self) -> AsyncGenerator[str, None]:
+        created = int(time.time())
+        async with contextlib.aclosing(self._read()) as reading:
+            async for progress in reading:
+                yield self._progress(progress, created)
+        answer = await self._original(self._serving, self._final(), self._raw)
+        if not hasattr(answer, "body_iterator"):
+            raise _AnswerRefused(json.loads(answer.body).get("message", "the answer was refused"), answer.status_code)
+        try:
+            async with contextlib.aclosing(answer.body_iterator) as events:
+                async for event in events:
+                    yield self._passed(event)
+        finally:
+            self._serving.tokenizer_manager.abort_request(self._rid)  # of one that has ended nothing is known
+
+    async def _watched(self, events: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+        """Passes events on, until the client leaves: then what runs is ended."""
+        leaving = asyncio.ensure_future(self._until_gone())
+        try:
+            while True:
+                coming = asyncio.ensure_future(anext(events))
+                try:
+                    await asyncio.wait({coming, leaving}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    if not coming.done():
+                        coming.cancel()
+                        await asyncio.wait({coming})
+                if coming.cancelled():
+                    raise _ClientGone
+                try:
+                    event = coming.result()
+                except StopAsyncIteration:
+                    return
+                yield event
+        finally:
+            leaving.cancel()
+            await events.aclose()
+
+    async def _until_gone(self) -> None:
+        while self._raw is None or not await self._raw.is_disconnected():
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def _final(self) -> Any:
+        """The request for the answer: notes in place of the document, everything else as it was asked."""
+        assert self._reading is not None
+        given = self._request.model_dump(exclude={"messages", "custom_params"}, exclude_unset=True)
+        messages = [{"role": "system", "content": text} for text in self._chat.system]
+        messages.append({"role": "user", "content": self._reading.prompt})
+        final = {**given, "messages": messages, "custom_params": self._params, "rid": self._rid}
+        return type(self._request).model_validate(final)
+
+    def _progress(self, progress: Progress, created: int) -> str:
+        told = {"phase": progress.phase, "chunk": progress.chunk, "chunks": progress.chunks, "kept": progress.kept}
+        return _event(
+            {
+                "id": self._rid,
+                "object": "chat.completion.chunk",
+                "created": created,
+                "model": self._request.model,
+                "choices": [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": None}],
+                INFO_KEY: {"memory": {**told, "says": progress.says}},
+            }
+        )
+
+    def _passed(self, event: str) -> str:
+        if '"usage":{' not in event and f'"{INFO_KEY}":' not in event:
+            return event
+        body = json.loads(event.removeprefix("data: "))
+        return _event(self._patched(body, last=INFO_KEY in body))
+
+    def _patched(self, body: dict[str, Any], *, last: bool) -> dict[str, Any]:
+        """Makes usage and account those of the whole."""
+        assert self._reading is not None
+        report = self._reading.report
+        usage = body.get("usage")
+        if usage:
+            usage["prompt_tokens"] += report.tokens_read
+            usage["completion_tokens"] += report.tokens_written
+            usage["total_tokens"] += report.tokens_read + report.tokens_written
+        if last:
+            settings = {"chunk": self._settings.chunk, "working_memory": self._settings.working_memory}
+            told = {"mode": "text", **settings, **asdict(report)}
+            del told["tokens_written"]
+            told["seconds"] = round(report.seconds, 3)
+            ours = body.get(INFO_KEY)
+            body[INFO_KEY] = {**(combine([*self._model.summaries, ours]) if ours else {}), "memory": told}
+        return body
+
+
+def _event(body: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
