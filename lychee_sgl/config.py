@@ -48,6 +48,10 @@ class EngineConfig:
         default=None,
         metadata=_setting("LYCHEE_PREFILL_THREADS", "all cores", "CPU only: threads for prefill (decode uses one)"),
     )
+    rival_policies: bool = field(
+        default=False,
+        metadata=_setting("LYCHEE_RIVAL_POLICIES", "0", "1: requests may name a policy of section 11, for evaluation"),
+    )
     memory: str = field(
         default="ask",
         metadata=_setting(
@@ -70,11 +74,6 @@ class EngineConfig:
     memory_bank_bytes: int = field(
         default=BANK_BYTES,
         metadata=_setting("LYCHEE_MEMORY_BANK_BYTES", str(BANK_BYTES), "most bytes of the bank's rows; 0: no bank"),
-    )
-
-    rival_policies: bool = field(
-        default=False,
-        metadata=_setting("LYCHEE_RIVAL_POLICIES", "0", "1: requests may name a policy of section 11, for evaluation"),
     )
 
     @classmethod
