@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -73,6 +74,15 @@ class Client:
         """Sends all calls at once."""
         with ThreadPoolExecutor(len(calls)) as pool:
             return list(pool.map(lambda call: self.generate(**call), calls))
+
+    @cached_property
+    def page_size(self) -> int:
+        """Tokens of a page of the pool: the radix cache holds whole ones."""
+        return int(self.http.get("/server_info").raise_for_status().json()["page_size"])
+
+    def whole_pages(self, tokens: int) -> int:
+        """How many of the first tokens of a text can be cached."""
+        return tokens // self.page_size * self.page_size
 
     def flush(self) -> None:
         """Empties the radix cache."""

@@ -1,7 +1,13 @@
-"""Real engines on the embedded model, started once for all tests of this folder."""
+"""Real engines on the embedded model, started once for all tests of this folder.
+
+`LYCHEE_LIVE_ARGS` holds further arguments of SGLang for both engines, for example on a GPU `--page-size 16` or
+`--kv-cache-dtype fp8_e4m3`: everything that the tests say has to hold under them as well.
+"""
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -23,7 +29,10 @@ GPU = torch.cuda.is_available()
 STOCK = "flashinfer" if GPU else "torch_native"
 """The dense backend that ours is compared with."""
 ENVIRON = {"LYCHEE_DENSE_BELOW": "0", "LYCHEE_RECALL_EVERY": "4", "LYCHEE_RIVAL_POLICIES": "1"}
-ARGS = ("--mem-fraction-static", "0.3", "--cuda-graph-bs-decode", "1", "2", "4", "8", "16") if GPU else ()
+ARGS = (
+    *(("--mem-fraction-static", "0.3", "--cuda-graph-bs-decode", "1", "2", "4", "8", "16") if GPU else ()),
+    *shlex.split(os.environ.get("LYCHEE_LIVE_ARGS", "")),
+)
 
 
 @pytest.fixture(scope="session")
