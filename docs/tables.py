@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-PAGES = tuple(ROOT / folder / "README.md" for folder in (".", "server", "kernels", "lychee_sgl/heads", "lychee_sgl/eval"))
+PAGES = tuple(
+    ROOT / folder / "README.md" for folder in (".", "server", "kernels", "lychee_sgl/heads", "lychee_sgl/eval")
+)
 SECTION = re.compile(r"(?<=<!-- table: )(?P<name>[\w-]+) -->\n.*?(?=<!-- end -->)", re.DOTALL)
 
 TABLES: dict[str, tuple[str, Callable[[Record, str], str]]] = {

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import triton
-from layers import MODELS, DenseStep, Model, Step, spread_roles
+from layers import MODELS, POOLS, DenseStep, Model, Step, spread_roles
 from timing import capture, copy_bandwidth, kernel_times, time_graphs
 
 from lychee_kernels.decode_plan.api import DENSE
@@ -21,9 +21,9 @@ from lychee_kernels.work import Row
 RETRIEVAL, BUDGET = 32, 4096
 
 
-def step_bytes(model: Model, lengths: list[int], budgets: list[int]) -> tuple[int, int]:
+def step_bytes(model: Model, lengths: list[int], budgets: list[int], itemsize: int) -> tuple[int, int]:
     """Bytes of keys and values that a step has to read: all heads dense, and as the roles and budgets have it."""
-    entry = 2 * model.head_dim * 2
+    entry = 2 * model.head_dim * itemsize
     heads = model.layers * model.kv_heads
     dense = sum(lengths) * heads * entry
     read = [
@@ -41,8 +41,10 @@ def exact_head(
     slots = step.kv_indices[start : start + step.lengths[row]].long()
     if chosen is not None:
         slots = slots[chosen.long()]
-    keys = step.keys[layer % step.pools][slots, head].double()
-    values = step.values[layer % step.pools][slots, head].double()
+    keys, values = (
+        pool[layer % step.pools][:, head].contiguous().view(torch.uint8)[slots].view(step.kv_dtype).double() * scale
+        for pool, scale in zip((step.keys, step.values), step.scales, strict=True)
+    )
     q = step.queries[layer][row, head * group : (head + 1) * group].double()
     weights = (q @ keys.T * step.model.head_dim**-0.5).softmax(-1)
     return weights @ values, weights.mean(0)
@@ -83,16 +85,32 @@ def check(step: Step) -> dict[str, float]:
     return {"relative_error": worst, "mass_of_exact": least}
 
 
-def measure_case(model: Model, lengths: list[int], bandwidth: float, repeats: int) -> dict[str, Any]:
+def check_dense(step: Step, baseline: DenseStep) -> float:
+    """Compares FlashInfer's output of a retrieval head of layer 0 with float64: it has to do the same work.
+
+    Raises:
+        AssertionError: it does something else.
+    """
+    expected, _ = exact_head(step, 0, 0, 0, None)
+    got = baseline.run_layer(0)[0, : step.model.group].double()
+    error = ((got - expected).norm() / expected.norm()).item()
+    assert error < 2e-2, f"relative error of FlashInfer {error}"
+    return error
+
+
+def measure_case(
+    model: Model, lengths: list[int], bandwidth: float, repeats: int, kv_dtype: torch.dtype
+) -> dict[str, Any]:
     """Times all layers of a batch, and single layers of the kinds that matter."""
     roles = spread_roles(model, RETRIEVAL, 1)
     processors = torch.cuda.get_device_properties(0).multi_processor_count
     budgets = [BUDGET] * len(lengths)
-    made = {"model": model, "lengths": lengths, "roles": roles, "programs": 2 * processors}
+    made = {"model": model, "lengths": lengths, "roles": roles, "programs": 2 * processors, "kv_dtype": kv_dtype}
     step = Step(budgets=budgets, **made)
     step.make_plan()
     checked = check(step)
     baseline = DenseStep(step)
+    checked["relative_error_flashinfer"] = check_dense(step, baseline)
     audited = Step(budgets=budgets, audit=True, share=step, **made)
     audited.make_plan()
     dense_rows = Step(budgets=[DENSE] * len(lengths), share=step, **made)
@@ -107,7 +125,7 @@ def measure_case(model: Model, lengths: list[int], bandwidth: float, repeats: in
         "plan": capture(step.make_plan),
     }
     times = time_graphs(graphs, repeats)
-    dense_bytes, bytes_read = step_bytes(model, lengths, budgets)
+    dense_bytes, bytes_read = step_bytes(model, lengths, budgets, kv_dtype.itemsize)
     ours, dense = times["ours"]["median_us"], times["flashinfer"]["median_us"]
     layer = times["layer_flashinfer"]["median_us"]
     return {
@@ -132,6 +150,7 @@ def main() -> None:
     """Runs the cases and writes the JSON after each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=list(MODELS), default="llama-3.1-8b")
+    parser.add_argument("--kv", choices=list(POOLS), default="bf16", help="what the pool holds")
     parser.add_argument("--cases", nargs="+", default=["131072x1", "131072x4", "65536x8"])
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--out", type=Path, default=Path("gpu-attention.json"))
@@ -144,6 +163,7 @@ def main() -> None:
         "device": torch.cuda.get_device_name(),
         "versions": {"torch": torch.__version__, "triton": triton.__version__},
         "model": args.model,
+        "kv": args.kv,
         "retrieval_heads": RETRIEVAL,
         "budget": BUDGET,
         "copy_tb_per_s": bandwidth / 1e12,
@@ -151,7 +171,7 @@ def main() -> None:
     }
     for case in args.cases:
         length, batch = map(int, case.split("x"))
-        line = measure_case(MODELS[args.model], [length] * batch, bandwidth, args.repeats)
+        line = measure_case(MODELS[args.model], [length] * batch, bandwidth, args.repeats, POOLS[args.kv])
         record["cases"][case] = line
         args.out.write_text(json.dumps(record, indent=1) + "\n")
         shown = {k: v for k, v in line.items() if isinstance(v, float)}

@@ -31,6 +31,10 @@ MODELS = {
 }
 
 
+POOLS = {"bf16": torch.bfloat16, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+"""What the pool may hold, by SGLang's names."""
+
+
 def spread_roles(model: Model, retrieval: int, seed: int) -> list[LayerHeads]:
     """Roles of every layer: layer 0 whole, the others drawn; sparse heads read the same index's last retrieval head."""
     rest = [(layer, head) for layer in range(1, model.layers) for head in range(model.kv_heads)]
@@ -54,6 +58,7 @@ def spread_roles(model: Model, retrieval: int, seed: int) -> list[LayerHeads]:
 class Step:
     """One decode step of a batch over all layers; `pools` pools of keys and values take turns as the layers'.
 
+    A pool of eight bits holds them divided by `scales`, as one with a checkpoint's scales does.
     `share` is another step whose pools and queries are used.
     """
 
@@ -66,10 +71,16 @@ class Step:
     chunk: int = 2048
     pools: int = 8
     dtype: torch.dtype = torch.bfloat16
+    kv_dtype: torch.dtype = torch.bfloat16
     launch: Launch = field(default_factory=Launch)
     audit: bool = False
     scattered: bool = False
     share: Step | None = None
+
+    @property
+    def scales(self) -> tuple[float, float]:
+        """What keys and values of the pool are multiplied with."""
+        return (1.0, 1.0) if self.kv_dtype.itemsize > 1 else (0.5, 2.0)
 
     def __post_init__(self) -> None:
         model, batch, total = self.model, len(self.lengths), sum(self.lengths)
@@ -121,12 +132,19 @@ class Step:
     def _draw(self, total: int, batch: int) -> None:
         model, device = self.model, "cuda"
         slots = (total + 1, model.kv_heads, model.head_dim)
-        self.keys = [torch.empty(slots, dtype=self.dtype, device=device).normal_() for _ in range(self.pools)]
-        self.values = [torch.empty(slots, dtype=self.dtype, device=device).normal_() for _ in range(self.pools)]
+        self.keys = [self._random(slots) for _ in range(self.pools)]
+        self.values = [self._random(slots) for _ in range(self.pools)]
         order = torch.randperm(total, device=device) if self.scattered else torch.arange(total, device=device)
         self.kv_indices = (1 + order).to(torch.int32)
         queries = (batch, model.kv_heads * model.group, model.head_dim)
         self.queries = [torch.randn(queries, dtype=self.dtype, device=device) for _ in range(model.layers)]
+
+    def _random(self, shape: tuple[int, int, int]) -> torch.Tensor:
+        """Normal numbers as a pool holds them; made in parts, for the wide ones are twice as large."""
+        made = torch.empty(shape, dtype=self.kv_dtype, device="cuda")
+        for part in made.split(1 << 16):
+            part.copy_(torch.randn(part.shape, dtype=self.dtype, device="cuda"))
+        return made
 
     def make_plan(self) -> None:
         """Decides the rows and cuts up the work, as once before every step."""
@@ -148,6 +166,8 @@ class Step:
             self.outs[layer],
             self.lse,
             recall=self.workspace.recall[:, layer] if self.audit else None,
+            k_scale=self.scales[0],
+            v_scale=self.scales[1],
             launch=self.launch,
         )
         if self.tables[layer].writers:
@@ -179,12 +199,12 @@ class DenseStep:
         self.workspace = torch.empty(512 * 2**20, dtype=torch.uint8, device="cuda")
         indptr = torch.tensor([0, *torch.tensor(step.lengths).cumsum(0).tolist()], dtype=torch.int32, device="cuda")
         last = torch.ones(batch, dtype=torch.int32, device="cuda")
-        # as SGLang 0.5.17 makes it: tensor cores from a group of four on
+        # as SGLang 0.5.17 makes it: tensor cores from a group of four on, and always for eight bits
         self.wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
             self.workspace,
             "NHD",
             use_cuda_graph=True,
-            use_tensor_cores=model.group >= 4,
+            use_tensor_cores=model.group >= 4 or step.kv_dtype.itemsize == 1,
             paged_kv_indptr_buffer=torch.empty_like(indptr),
             paged_kv_indices_buffer=torch.empty_like(step.kv_indices),
             paged_kv_last_page_len_buffer=torch.empty_like(last),
@@ -198,7 +218,7 @@ class DenseStep:
             model.head_dim,
             1,
             q_data_type=step.dtype,
-            kv_data_type=step.dtype,
+            kv_data_type=step.kv_dtype,
         )
 
     def run_layer(self, layer: int) -> torch.Tensor:
@@ -206,7 +226,8 @@ class DenseStep:
         step = self.step
         shape = (-1, 1, step.model.kv_heads, step.model.head_dim)
         pool = (step.keys[layer % step.pools].view(shape), step.values[layer % step.pools].view(shape))
-        out: torch.Tensor = self.wrapper.run(step.queries[layer], pool)
+        scales = dict(zip(("k_scale", "v_scale"), step.scales, strict=True)) if step.kv_dtype.itemsize == 1 else {}
+        out: torch.Tensor = self.wrapper.run(step.queries[layer], pool, **scales)
         return out
 
     def run(self) -> None:

@@ -6,7 +6,7 @@ import argparse
 import itertools
 
 import torch
-from layers import MODELS, DenseStep, Step, spread_roles
+from layers import MODELS, POOLS, DenseStep, Step, spread_roles
 from timing import capture, kernel_times, time_graphs
 
 from lychee_kernels.decode_plan.api import DENSE
@@ -17,6 +17,8 @@ def main() -> None:
     """Runs the sweep."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", nargs="+", default=["131072x1", "131072x4", "65536x8"])
+    parser.add_argument("--model", choices=list(MODELS), default="llama-3.1-8b")
+    parser.add_argument("--kv", choices=list(POOLS), default="bf16", help="what the pool holds")
     parser.add_argument("--blocks", nargs="+", type=int, default=[128])
     parser.add_argument("--warps", nargs="+", type=int, default=[4])
     parser.add_argument("--stages", nargs="+", type=int, default=[3])
@@ -31,7 +33,7 @@ def main() -> None:
     parser.add_argument("--whole", action="store_true", help="time all layers, too")
     parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
-    model = MODELS["llama-3.1-8b"]
+    model = MODELS[args.model]
     roles = spread_roles(model, 32, 1)
     processors = torch.cuda.get_device_properties(0).multi_processor_count
     print("retrieval heads of the layers:", [model.kv_heads - roles[i].sparse for i in args.layers], flush=True)
@@ -45,6 +47,7 @@ def main() -> None:
                 budgets=[DENSE if args.dense else 4096] * batch,
                 roles=roles,
                 programs=processors * per_sm,
+                kv_dtype=POOLS[args.kv],
                 block=block,
                 chunk=args.chunk,
                 pools=8 if args.whole else 2,

@@ -188,7 +188,9 @@ def gpu(
     retrieval_heads: Annotated[int, typer.Option(help="Retrieval heads, layer 0's among them.")] = 32,
     budget: Annotated[int, typer.Option(help="Budget of rows that name none.")] = 4096,
     repeats: Annotated[int, typer.Option(min=1, help="How often each batch is timed.")] = 3,
-    engine_args: Annotated[str, typer.Option(help="Further arguments of SGLang.")] = "",
+    engine_args: Annotated[
+        str, typer.Option(help='Further arguments of SGLang, like "--kv-cache-dtype fp8_e4m3 --page-size 16".')
+    ] = "",
 ) -> None:
     """Time per token inside SGLang on a GPU: ours against FlashInfer's dense decode, with dummy weights."""
     from lychee_sgl.bench import gpu as bench

@@ -75,11 +75,12 @@ def test_the_report_adds_up_what_was_read_and_held() -> None:
     assert report[2][Report.RECALL] == pytest.approx(1.0, abs=1e-6)
 
 
-def test_the_state_takes_less_than_a_hundredth_of_the_pool() -> None:
+@pytest.mark.parametrize(("entry", "share"), [(2, 0.01), (1, 0.011)])
+def test_the_state_takes_about_a_hundredth_of_the_pool_at_most(entry: int, share: float) -> None:
     # Llama-3.1-8B, six contexts of 128K, 32 roots of which layer 0 writes eight: what the backend allocates
     shape = WorkShape(kv_heads=8, group=4, head_dim=128, block=128, programs=264, chunk=2048, patterns=(0, 1, 2, 8))
     tokens = 6 * 131_072
-    pool = tokens * 2 * 32 * 8 * 128 * 2
+    pool = tokens * 2 * 32 * 8 * 128 * entry
     state = Workspace.empty(
         shape,
         max_rows=512,
@@ -90,4 +91,4 @@ def test_the_state_takes_less_than_a_hundredth_of_the_pool() -> None:
         score_capacity=int(0.005 * pool / (8 * 10)),
         device="meta",
     )
-    assert state.bytes() < 0.01 * pool
+    assert state.bytes() < share * pool

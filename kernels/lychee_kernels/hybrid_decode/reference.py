@@ -24,6 +24,12 @@ def _attend(
     return probabilities @ values, lse, probabilities
 
 
+def _read(buffer: torch.Tensor, slots: torch.Tensor, head: int) -> torch.Tensor:
+    """One head's entries of a pool, [m, D]; those of eight bits travel as bytes, which can be indexed anywhere."""
+    raw = buffer.view(torch.uint8) if buffer.itemsize == 1 else buffer
+    return raw[slots, head].view(buffer.dtype)
+
+
 def _write_set(sets: TokenSets, row: int, root: int, chosen: torch.Tensor) -> None:
     capacity = sets.positions.shape[2]
     if len(chosen) > capacity:
@@ -61,7 +67,7 @@ def hybrid_decode(
     for b in range(batch):
         slots = kv_indices[starts[b] : starts[b + 1]].long()
         for h in range(kv_heads):
-            keys, values = k_buffer[slots, h].to(dtype) * k_scale, v_buffer[slots, h].to(dtype) * v_scale
+            keys, values = _read(k_buffer, slots, h).to(dtype) * k_scale, _read(v_buffer, slots, h).to(dtype) * v_scale
             sparse = heads.reads[h] >= 0 and not bool(rows.dense[b])
             if sparse:
                 root = heads.reads[h]
