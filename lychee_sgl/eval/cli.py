@@ -162,13 +162,16 @@ def report(
         list[Path], typer.Argument(help="Folders of runs of the same samples; arms stand side by side.")
     ],
     out: Annotated[Path | None, typer.Option(help="Where the report goes [default: `report` in the first]")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="The arm that distances are taken from [default: the run's]")
+    ] = None,
 ) -> None:
     """Write report.md, results.csv, summary.json and the plots."""
     try:
         from lychee_sgl.eval.report import write_report
         from lychee_sgl.eval.summary import load
 
-        paths = write_report(load(folders), out or folders[0] / "report")
+        paths = write_report(load(folders, baseline), out or folders[0] / "report")
     except (EvalError, OSError) as error:
         raise _fail(error) from error
     except ModuleNotFoundError as error:

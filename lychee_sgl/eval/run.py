@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from lychee_sgl.eval.ask import Asker, Gone, Refused, Reply
@@ -16,7 +17,6 @@ from lychee_sgl.eval.tokens import LocalTokens, ServerTokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from lychee_sgl.eval.config import Arm, Settings
     from lychee_sgl.eval.sample import Sample
@@ -105,7 +105,8 @@ async def _run(settings: Settings, target: Target, folder: Path, progress: Progr
         store.open(identity_of(settings, model, server), {**facts, "server": server, "url": target.url})
         samples = store.samples()
         if samples is None:
-            samples = _make(settings, target, model, asker.url, progress)
+            with contextlib.closing(await _counter(asker, settings, target, model)) as tokens:
+                samples = _make(settings, tokens, progress)
             store.keep_samples(samples)
         done = {key: record for key, record in store.records().items() if record.error is None}
         waiting = [
@@ -147,22 +148,25 @@ def identity_of(settings: Settings, model: str, server: dict[str, Any]) -> dict[
     }
 
 
-def _make(settings: Settings, target: Target, model: str, url: str, progress: Progress) -> list[Sample]:
+async def _counter(asker: Asker, settings: Settings, target: Target, model: str) -> ServerTokens | LocalTokens:
+    """Who counts tokens. Beside a tokenizer of one's own, the server's count of a short prompt gives the template's."""
+    asked = asker.url if target.tokenizer is None else target.tokenizer
+    if isinstance(asked, str) and asked.startswith(("http://", "https://")):
+        return ServerTokens(asked, model, chat=settings.api == "chat", prefix=settings.prefix)
+    tokens = LocalTokens(Path(asked))
+    reply = await asker.ask(model, PROBE, "", 1, settings.base.fields(target.send_as))
+    if reply.prompt_tokens is not None:
+        tokens.template = max(0, reply.prompt_tokens - (tokens(PROBE, "") - tokens.template))
+    return tokens
+
+
+def _make(settings: Settings, tokens: ServerTokens | LocalTokens, progress: Progress) -> list[Sample]:
     wanted = sum(len(task.lengths or settings.lengths) * (task.samples or settings.samples) for task in settings.tasks)
     progress.stage("making samples", wanted)
-    asked = url if target.tokenizer is None else target.tokenizer
-    tokens: ServerTokens | LocalTokens
-    if isinstance(asked, str) and asked.startswith(("http://", "https://")):
-        tokens = ServerTokens(asked, model, chat=settings.api == "chat", prefix=settings.prefix)
-    else:
-        from pathlib import Path
-
-        tokens = LocalTokens(Path(asked), **({} if settings.api == "chat" else {"template": 1}))
-    with contextlib.closing(tokens):
-        samples = []
-        for sample in make_samples(settings, tokens):
-            samples.append(sample)
-            progress.advance()
+    samples = []
+    for sample in make_samples(settings, tokens):
+        samples.append(sample)
+        progress.advance()
     return samples
 
 

@@ -100,11 +100,16 @@ def of_task(task: str, length: int | None = None) -> Callable[[Sample], bool]:
     return lambda sample: sample.task == task and length in (None, sample.length)
 
 
-def load(folders: Sequence[Path]) -> Results:
+def load(folders: Sequence[Path], baseline: str | None = None) -> Results:
     """Read runs of the same samples as one; their arms stand side by side.
 
+    Args:
+        folders: of the runs.
+        baseline: the arm that distances are taken from; None: the first run's.
+
     Raises:
-        EvalError: a folder holds no run or no samples, two have an arm of one name, or their samples differ.
+        EvalError: a folder holds no run or no samples, two have an arm of one name, their samples differ, or the
+            baseline is none of the arms.
     """
     samples: dict[str, Sample] = {}
     arms: list[Arm] = []
@@ -128,7 +133,9 @@ def load(folders: Sequence[Path]) -> Results:
         base = base or settings.base.name
         records |= read_records(folder)
         runs.append(run)
-    return Results(samples=samples, arms=tuple(arms), base=base, records=records, runs=tuple(runs))
+    if baseline is not None and baseline not in [arm.name for arm in arms]:
+        raise EvalError(f"--baseline is {baseline!r}; allowed: {', '.join(arm.name for arm in arms)}")
+    return Results(samples=samples, arms=tuple(arms), base=baseline or base, records=records, runs=tuple(runs))
 
 
 def line(results: Results, arm: str, keep: Callable[[Sample], bool]) -> Line:

@@ -70,7 +70,11 @@ class ServerTokens:
 
 
 class LocalTokens:
-    """Counts with a model's `tokenizer.json`, and a fixed number of tokens for the chat template."""
+    """Counts with a model's `tokenizer.json`.
+
+    Attributes:
+        template: tokens that are added for the chat template.
+    """
 
     def __init__(self, path: Path, template: int = TEMPLATE_ALLOWANCE) -> None:
         file = path / "tokenizer.json" if path.is_dir() else path

@@ -155,6 +155,17 @@ def test_runs_of_the_same_samples_stand_side_by_side(made: Callable[..., Path]) 
     assert summarise(results)["missing"] == 0
 
 
+def test_distances_can_be_taken_from_another_arm(made: Callable[..., Path]) -> None:
+    folder = made()
+    results = load([folder], "ours 1/4")
+    dense, ours = (line(results, name, lambda _: True) for name in ("dense", "ours 1/8"))
+    assert dense.distance is not None
+    assert ours.distance is not None
+    assert (dense.distance.value, ours.distance.value) == (0.0, pytest.approx(-0.25))
+    with pytest.raises(EvalError, match="--baseline is 'x'; allowed: dense, ours 1/8, ours 1/4"):
+        load([folder], "x")
+
+
 def test_runs_that_do_not_belong_together_are_refused(made: Callable[..., Path], tmp_path: Path) -> None:
     one, two, three = made("one"), made("two"), made("three", ARMS[:1])
     with pytest.raises(EvalError, match="has the arm 'dense' of another folder"):

@@ -110,6 +110,30 @@ def test_plain_completions_take_prompt_and_prefix_as_one_text(
     assert {record.score for record in read_records(tmp_path).values()} == {1.0}
 
 
+def test_a_tokenizer_of_ones_own_counts_the_words_and_the_server_its_template(
+    oracle: tuple[Oracle, str], tmp_path: Path, silent: Silent
+) -> None:
+    """Of a vocabulary of letters; the server counts ten tokens for its template and one for every four letters."""
+    from tokenizers import Regex, Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Split
+
+    server, url = oracle
+    made = Tokenizer(WordLevel({"?": 0}, unk_token="?"))
+    made.pre_tokenizer = Split(Regex(".{1,4}"), "isolated")
+    made.save(str(tmp_path / "tokenizer.json"))
+    run(
+        settings(arms=ONE, tasks=["niah_single_1"]),
+        Target(url=url, tokenizer=str(tmp_path)),
+        tmp_path / "out",
+        silent,
+        {},
+    )
+    assert server.counts["tokenize"] == 0
+    for record in read_records(tmp_path / "out").values():
+        assert 1200 < (record.prompt_tokens or 0) + 128 <= 1500
+
+
 def test_a_busy_server_is_asked_again_when_it_says(oracle: tuple[Oracle, str], tmp_path: Path, silent: Silent) -> None:
     server, url = oracle
     busy = {
