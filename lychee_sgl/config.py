@@ -15,6 +15,8 @@ DENSE_BELOW_GPU = 4096
 # Below this a step costs the same either way; docs/measurements/cpu-speed.json has the curve.
 DENSE_BELOW_CPU = 1024
 BANK_BYTES = 2**30
+MOST_CORRECTION = 1024
+"""Largest distance between two cache corrections, in tokens."""
 
 
 class ConfigError(ValueError):
@@ -51,6 +53,14 @@ class EngineConfig:
     rival_policies: bool = field(
         default=False,
         metadata=_setting("LYCHEE_RIVAL_POLICIES", "0", "1: requests may name a policy of section 11, for evaluation"),
+    )
+    cache_correction: int = field(
+        default=0,
+        metadata=_setting(
+            "LYCHEE_CACHE_CORRECTION",
+            "0",
+            "decoded tokens after which they are run again densely; 0: never",
+        ),
     )
     memory: str = field(
         default="ask",
@@ -98,6 +108,8 @@ class EngineConfig:
             dense_below=_whole("LYCHEE_DENSE_BELOW", given.get("dense_below"), 0),
             recall_every=_whole("LYCHEE_RECALL_EVERY", given.get("recall_every", "32"), 0) or 0,
             prefill_threads=_whole("LYCHEE_PREFILL_THREADS", given.get("prefill_threads"), 1),
+            cache_correction=_whole("LYCHEE_CACHE_CORRECTION", given.get("cache_correction"), 0, MOST_CORRECTION + 1)
+            or 0,
             rival_policies=_switch("LYCHEE_RIVAL_POLICIES", given.get("rival_policies", "0")),
             memory=_one_of("LYCHEE_MEMORY", given.get("memory", "ask"), ("ask", "auto", "off")),
             memory_gate=_number("LYCHEE_MEMORY_GATE", given.get("memory_gate")),
@@ -151,5 +163,6 @@ def _whole(variable: str, text: str | None, low: int, high: int = 2**31) -> int 
     except ValueError:
         value = low - 1
     if not low <= value < high:
-        raise ConfigError(f"{variable} is {text!r}, allowed: a whole number from {low}")
+        to = f" to {high - 1}" if high < 2**31 else ""
+        raise ConfigError(f"{variable} is {text!r}, allowed: a whole number from {low}{to}")
     return value

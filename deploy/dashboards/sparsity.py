@@ -88,6 +88,13 @@ def build() -> Dashboard:
             "short",
             Query(rate("lychee_decode_steps_total", "decoding"), "{{decoding}}"),
         ),
+        graph(
+            "Cache correction",
+            "Decoded tokens run again each second, and seconds that the engines spend on it each second.",
+            "short",
+            Query(rate("lychee_corrected_tokens_total"), "tokens"),
+            Query(rate("lychee_cache_correction_seconds_total"), "seconds"),
+        ),
         row("Documents read block by block"),
         graph(
             "Time to read a document",

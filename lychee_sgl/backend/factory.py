@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lychee_sgl.backend.correction import refusals
 from lychee_sgl.backend.plans import choose_plan, model_shape
 from lychee_sgl.config import EngineConfig
 
@@ -119,6 +120,11 @@ def create_backend(runner: Any) -> HybridHeads:
     check_server_args(runner)
     config = EngineConfig.from_env()
     args = runner.server_args
+    if config.cache_correction:
+        for refused, what in refusals(args, runner.model_config):
+            if refused:
+                every = config.cache_correction
+                raise BackendRefused(f"LYCHEE_CACHE_CORRECTION is {every}, allowed with {what}: 0")
     shape = model_shape(runner.model_config.hf_text_config, args.model_path)
     chosen = choose_plan(config.heads, shape, args.served_model_name)
     backend: HybridHeads

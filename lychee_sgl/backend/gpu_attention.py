@@ -216,15 +216,13 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
         if save_kv_cache and k is not None:
             compat.write_kv(self.token_to_kv_pool, layer, forward_batch.out_cache_loc, k, v)
         queries = q.contiguous().view(-1, layer.tp_q_head_num, layer.head_dim)
+        k_scale, v_scale = compat.kv_scales(layer) if self.scaled else (1.0, 1.0)
         if self.variant == "rivals":
-            pool, heads, scale = self.token_to_kv_pool.get_kv_buffer(layer.layer_id), self.heads, layer.scaling
-            out = run_layer(self._rivals, queries, pool, heads[layer.layer_id], layer.layer_id, scale, hybrid_decode)
-            return out.reshape(len(queries), -1)
+            return self._decode_rivals(queries, layer, k_scale, v_scale)
         result = torch.empty_like(queries)
         table, lse = self.layers[layer.layer_id], self.lse[: len(queries)]
         self._join_selection()
         keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
-        k_scale, v_scale = compat.kv_scales(layer) if self.scaled else (1.0, 1.0)
         attend_layer(
             queries,
             keys,
@@ -245,6 +243,16 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
         if table.writers:
             self._select(table, lse)
         return result.view(len(queries), -1)
+
+    def _decode_rivals(
+        self, queries: torch.Tensor, layer: RadixAttention, k_scale: float, v_scale: float
+    ) -> torch.Tensor:
+        """A layer of a batch in which a request names a policy of its own: by the definition, row by row."""
+        pool, number = self.token_to_kv_pool.get_kv_buffer(layer.layer_id), layer.layer_id
+        # a factor of all keys is one of all scores, and one of all values one of the output
+        scale = layer.scaling * k_scale
+        out = run_layer(self._rivals, queries, pool, self.heads[number], number, scale, hybrid_decode)
+        return (out * v_scale).to(queries.dtype).reshape(len(queries), -1)
 
     def _select(self, table: LayerTable, lse: torch.Tensor) -> None:
         """Selects beside what the model does until its next attention: nothing there waits for the sets."""

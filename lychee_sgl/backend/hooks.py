@@ -7,6 +7,7 @@ refuses to start with any.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lychee_sgl import compat
@@ -36,17 +37,23 @@ def after_init_new(result: Any, cls: type, batch: Any, runner: Any, *args: Any, 
         return
     backend.batch_reqs = reqs = list(batch.reqs)
     if result.forward_mode.is_extend():
-        backend.admit(reqs)
+        parts = zip(result.extend_prefix_lens_cpu, result.extend_seq_lens_cpu, strict=True)
+        backend.admit(reqs, [int(before) + int(new) for before, new in parts])
         for req in reqs:
             # what is prefilled, a retracted request's answer included, is dense
             setattr(req, SPARSE_FLAG, False)
 
 
 def around_forward(original: Callable[..., Any], runner: Any, forward_batch: Any, *args: Any, **kwargs: Any) -> Any:
-    """Takes a step's statistics out of the backend: notes whose KV is no longer dense, and hands them to SGLang."""
-    output = original(runner, forward_batch, *args, **kwargs)
+    """Takes a step's statistics out of the backend: notes whose KV is no longer dense, and hands them to SGLang.
+
+    Before a decode step, tokens that are due are run again (DESIGN.md 11.2), on the same stream and unseen by SGLang.
+    """
     backend = getattr(runner, "lychee", None)
+    corrected = None if backend is None else backend.correct(functools.partial(original, runner), forward_batch)
+    output = original(runner, forward_batch, *args, **kwargs)
     if backend is not None and backend.batch_reqs is not None and output.logits_output is not None:
+        from lychee_sgl.backend.correction import CorrectedSteps
         from lychee_sgl.backend.summary import INFO_KEY
 
         reqs = backend.batch_reqs
@@ -55,6 +62,8 @@ def around_forward(original: Callable[..., Any], runner: Any, forward_batch: Any
             for req, sparse in zip(reqs, steps.sparse, strict=True):
                 if sparse:
                     setattr(req, SPARSE_FLAG, True)
+        if corrected is not None:
+            steps = CorrectedSteps(steps, corrected)
         ours = [None] * len(reqs) if steps is None else steps
         output.logits_output.customized_info = {**(output.logits_output.customized_info or {}), INFO_KEY: ours}
         backend.batch_reqs = None
@@ -63,12 +72,13 @@ def around_forward(original: Callable[..., Any], runner: Any, forward_batch: Any
 
 def before_copy(*args: Any, **kwargs: Any) -> None:
     """Starts the copy of a device's statistics where SGLang starts its own."""
+    from lychee_sgl.backend.correction import CorrectedSteps
     from lychee_sgl.backend.results import DeviceSteps
     from lychee_sgl.backend.summary import INFO_KEY
 
     result = args[0] if args else kwargs["self"]
     info = getattr(result.logits_output, "customized_info", None) or {}
-    if isinstance(info.get(INFO_KEY), DeviceSteps):
+    if isinstance(info.get(INFO_KEY), DeviceSteps | CorrectedSteps):
         info[INFO_KEY].start_copy()
 
 

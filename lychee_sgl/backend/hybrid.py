@@ -7,15 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 from lychee_kernels.decode_plan.api import DENSE
 from lychee_sgl import compat
+from lychee_sgl.backend.correction import Schedule, correct, refusals
 from lychee_sgl.backend.plans import layer_heads
 from lychee_sgl.backend.request import BudgetRequest, resolve
 from lychee_sgl.backend.rows import RowTable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
+    from lychee_sgl.backend.correction import Corrected
     from lychee_sgl.backend.plans import ChosenPlan
     from lychee_sgl.config import EngineConfig
+
+
+PASS_TOKENS = 8192
+"""Most tokens that are run again at once where SGLang's prefills have no bound."""
 
 
 class HybridHeads:
@@ -28,9 +36,14 @@ class HybridHeads:
         table: what each request slot asked for.
         batch_reqs: the requests of the batch at hand, in the order of its rows.
         serves_rivals: whether a request may name a policy other than the plan.
+        correction: the engine's default cache correction, in tokens.
+        schedule: what cache correction has to run again.
     """
 
     serves_rivals = False
+    correction = 0
+    _uncorrectable = False
+    req_to_token_pool: Any
 
     def set_up(self, runner: Any, chosen: ChosenPlan, config: EngineConfig, device: torch.device) -> None:
         """Takes over plan and settings, once the backend knows SGLang's pools.
@@ -47,7 +60,11 @@ class HybridHeads:
         self.dense_below = config.resolved_dense_below(device.type)
         self.recall_every = config.recall_every
         self.serves_rivals = config.rival_policies
-        self.table = RowTable(runner.req_to_token_pool.req_to_token.shape[0] - 1, device)
+        self.correction = config.cache_correction
+        self._uncorrectable = any(refused for refused, _ in refusals(runner.server_args, runner.model_config))
+        self._pass_tokens = max(0, runner.server_args.chunked_prefill_size or 0) or PASS_TOKENS
+        slots = runner.req_to_token_pool.req_to_token.shape[0] - 1
+        self.table, self.schedule = RowTable(slots, device), Schedule(slots)
         self.batch_reqs: list[Any] | None = None
 
     def batch_has_rivals(self) -> bool:
@@ -56,8 +73,33 @@ class HybridHeads:
             return False
         return bool(self.table.host_policies[[compat.req_pool_index(req) for req in self.batch_reqs]].any())
 
-    def admit(self, reqs: list[Any]) -> None:
-        """Writes the row tables for the requests of an extend batch, before it runs (DESIGN.md 3)."""
+    def correct(self, forward: Callable[[Any], Any], batch: Any) -> Corrected | None:
+        """Runs tokens of a decode batch again that are due for it, before the batch itself (DESIGN.md 11.2).
+
+        Args:
+            forward: the model runner's forward pass.
+            batch: SGLang's ForwardBatch of the decode step.
+
+        Returns:
+            What was run; None where nothing was.
+        """
+        if not self.schedule.asked or not self.batch_reqs or not batch.forward_mode.is_decode():
+            return None
+        lengths = (batch.seq_lens if batch.seq_lens_cpu is None else batch.seq_lens_cpu).tolist()
+        due = self.schedule.due(self.batch_reqs, lengths[: len(self.batch_reqs)])
+        if not due:
+            return None
+        heads = sum(len(heads.reads) for heads in self.heads)
+        slots = self.req_to_token_pool.req_to_token
+        return correct(forward, batch, due, slots, most=self._pass_tokens, heads=heads)
+
+    def admit(self, reqs: list[Any], lengths: list[int]) -> None:
+        """Writes the row tables for the requests of an extend batch, before it runs (DESIGN.md 3).
+
+        Args:
+            reqs: the batch's requests.
+            lengths: their contexts once it has run.
+        """
         specs = []
         for req in reqs:
             # checked by the engine's HTTP process; who comes another way and asks nonsense gets the default
@@ -65,7 +107,7 @@ class HybridHeads:
                 asked = BudgetRequest.from_custom_params(
                     req.sampling_params.custom_params, self.context_window, rivals=self.serves_rivals
                 )
-                spec = resolve(asked, self.plan.defaults, len(req.origin_input_ids))
+                spec = resolve(asked, self.plan.defaults, len(req.origin_input_ids), cache_correction=self.correction)
             except ValueError:
                 spec = resolve(BudgetRequest(), self.plan.defaults, len(req.origin_input_ids))
             if (req.sampling_params.max_new_tokens or 2) <= 1:
@@ -73,6 +115,6 @@ class HybridHeads:
                 # that step leaves the prompt fit for the radix cache: who warms it asks for one token.
                 spec = dataclasses.replace(spec, budget=DENSE)
             specs.append(spec)
-        self.table.write(
-            [compat.req_pool_index(req) for req in reqs], specs, [len(req.origin_input_ids) for req in reqs]
-        )
+        slots = [compat.req_pool_index(req) for req in reqs]
+        self.table.write(slots, specs, [len(req.origin_input_ids) for req in reqs])
+        self.schedule.admit(slots, [0 if self._uncorrectable else s.cache_correction for s in specs], lengths)

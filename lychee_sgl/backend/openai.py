@@ -12,8 +12,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from lychee_sgl import __version__
+from lychee_sgl.backend.correction import refusals
 from lychee_sgl.backend.plans import ChosenPlan, choose_plan, model_shape
-from lychee_sgl.backend.request import POLICIES, BudgetRequest, resolve
+from lychee_sgl.backend.request import POLICIES, BudgetRequest, RowSpec, resolve
 from lychee_sgl.backend.summary import INFO_KEY, Times, summarise
 from lychee_sgl.config import EngineConfig
 
@@ -34,6 +35,7 @@ class Engine:
     context_window: int
     device: str
     model: str
+    uncorrectable: str | None = None
 
     @classmethod
     def of(cls, manager: Any) -> Engine | None:
@@ -56,16 +58,22 @@ class Engine:
             context_window=manager.model_config.context_len,
             device=args.device,
             model=args.served_model_name,
+            uncorrectable=next((what for refused, what in refusals(args, manager.model_config) if refused), None),
         )
 
-    def asked(self, obj: Any) -> BudgetRequest:
-        """Reads what a request asks for.
+    def spec(self, obj: Any, prompt_tokens: int) -> RowSpec:
+        """Reads and resolves what a request asks for.
 
         Raises:
             ValueError: something is not allowed; the message names it, its value and what is allowed.
         """
-        params = _custom_params(obj)
-        return BudgetRequest.from_custom_params(params, self.context_window, rivals=self.config.rival_policies)
+        params, rivals, every = _custom_params(obj), self.config.rival_policies, self.config.cache_correction
+        asked = BudgetRequest.from_custom_params(params, self.context_window, rivals=rivals)
+        spec = resolve(asked, self.chosen.plan.defaults, prompt_tokens, cache_correction=every)
+        if spec.cache_correction and self.uncorrectable:
+            number = spec.cache_correction
+            raise ValueError(f"lychee_cache_correction is {number}, allowed with {self.uncorrectable}: 0")
+        return spec
 
     def info(self) -> dict[str, Any]:
         """Gives the answer of `GET /lychee/info`."""
@@ -76,6 +84,7 @@ class Engine:
             "defaults": defaults,
             "dense_below": self.config.resolved_dense_below(self.device),
             "recall_every": self.config.recall_every,
+            "cache_correction": self.config.cache_correction,
             "policies": [*POLICIES] if self.config.rival_policies else ["plan"],
             "context_window": self.context_window,
             "model": self.model,
@@ -102,7 +111,7 @@ async def watch(
     engine = Engine.of(manager)
     watched = engine is not None and hasattr(obj, "sampling_params")
     if watched and engine is not None:
-        resolve(engine.asked(obj), engine.chosen.plan.defaults, 0)  # which refuses what only the plan's mode forbids
+        engine.spec(obj, 0)
         setattr(obj, SEEN, {})
     async with aclosing(original(manager, obj, *args, **kwargs)) as outputs:
         async for output in outputs:
@@ -130,7 +139,7 @@ def summary_of(manager: Any, obj: Any) -> dict[str, Any] | None:
     prompt = metas[0].get("prompt_tokens", 0)
     return summarise(
         [meta.get(INFO_KEY, ()) for meta in metas],
-        resolve(engine.asked(obj), engine.chosen.plan.defaults, prompt),
+        engine.spec(obj, prompt),
         prompt + max(meta.get("completion_tokens", 0) for meta in metas),
         Times.of(metas),
     )

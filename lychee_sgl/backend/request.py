@@ -10,6 +10,7 @@ from lychee_kernels.decode_plan.api import DENSE
 from lychee_kernels.layout import Mode
 from lychee_kernels.policies import Policy
 from lychee_kernels.policies.api import MODES as SIZED_MODES
+from lychee_sgl.config import MOST_CORRECTION
 from lychee_sgl.memory.settings import KEYS as MEMORY_KEYS
 from lychee_sgl.memory.settings import PREFIX
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 MODES = {"topk": Mode.TOPK, "ratio": Mode.RATIO, "threshold": Mode.THRESHOLD, "top_p": Mode.TOP_P}
 MODE_NAMES = {mode: name for name, mode in MODES.items()}
 POLICIES = {policy.name.lower(): policy for policy in Policy}
-KEYS = ("budget", "mode", "value", "policy", "seed")
+KEYS = ("budget", "mode", "value", "policy", "seed", "cache_correction")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,7 @@ class BudgetRequest:
     value: float | None = None
     policy: str | None = None
     seed: int | None = None
+    cache_correction: int | None = None
 
     @classmethod
     def from_custom_params(
@@ -69,7 +71,12 @@ class BudgetRequest:
         policy, seed = ours.get("policy"), ours.get("seed")
         _check_policy(policy, seed, budget, mode, rivals=rivals)
         number = None if value is None else float(value)
-        return cls(budget=budget, mode=mode, value=number, policy=policy, seed=seed)
+        every = ours.get("cache_correction")
+        if every is not None and (type(every) is not int or not 0 <= every <= MOST_CORRECTION):
+            raise ValueError(
+                f"lychee_cache_correction is {every!r}, allowed: a whole number from 0 to {MOST_CORRECTION}"
+            )
+        return cls(budget=budget, mode=mode, value=number, policy=policy, seed=seed, cache_correction=every)
 
 
 def _check_value(mode: str | None, value: Any) -> None:
@@ -117,6 +124,7 @@ class RowSpec:
         recent: last positions kept.
         policy: how sets are chosen.
         seed: of the policy `random`.
+        cache_correction: decoded tokens after which they are run again densely; 0 for never.
     """
 
     mode: Mode
@@ -126,15 +134,19 @@ class RowSpec:
     recent: int
     policy: Policy = Policy.PLAN
     seed: int = 0
+    cache_correction: int = 0
 
 
-def resolve(request: BudgetRequest, defaults: PlanDefaults, prompt_tokens: int) -> RowSpec:
+def resolve(
+    request: BudgetRequest, defaults: PlanDefaults, prompt_tokens: int, *, cache_correction: int = 0
+) -> RowSpec:
     """Fills in what a request left open (DESIGN.md 3).
 
     Args:
         request: what was asked.
         defaults: the plan's.
         prompt_tokens: length of the prompt, for `auto`.
+        cache_correction: the engine's default.
 
     Raises:
         ValueError: a policy that needs sets of a known size, and the plan's own mode gives none.
@@ -160,4 +172,5 @@ def resolve(request: BudgetRequest, defaults: PlanDefaults, prompt_tokens: int) 
         recent=defaults.recent,
         policy=policy,
         seed=request.seed or 0,
+        cache_correction=cache_correction if request.cache_correction is None else request.cache_correction,
     )

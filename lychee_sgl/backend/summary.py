@@ -45,6 +45,20 @@ class Step(NamedTuple):
         return self.budget != DENSE and self.fallback == Fallback.NONE
 
 
+class Correction(NamedTuple):
+    """What cache correction did for a request before one of its decode steps.
+
+    Attributes:
+        tokens: decoded tokens run again.
+        entries: KV entries read for it; they are in the step's `attended`.
+        seconds: the request's share of the time.
+    """
+
+    tokens: int
+    entries: int
+    seconds: float
+
+
 class Times(NamedTuple):
     """Seconds of an answer, as SGLang's own clock has them; None where SGLang runs without metrics.
 
@@ -82,7 +96,8 @@ def summarise(
     """Adds up the steps of an answer's choices.
 
     Args:
-        choices: for each choice its steps, one an output token; None for a token that came out of a prefill.
+        choices: for each choice its steps, one an output token; None for a token that came out of a prefill. Behind
+            a step's own numbers stand those of a correction before it.
         spec: what the request resolved to.
         context_tokens: prompt and answer, of the longest choice.
         times: what the answer took.
@@ -91,11 +106,18 @@ def summarise(
         The object `lychee` of an answer.
     """
     # a step that crossed a process border is a plain tuple
-    steps = [Step(*step) for choice in choices for step in choice if step is not None]
+    rows: list[tuple[Any, ...]] = [tuple(step) for choice in choices for step in choice if step is not None]
+    steps = [Step(*row[: len(Step._fields)]) for row in rows]
+    corrections = [Correction(*row[len(Step._fields) :]) for row in rows if len(row) > len(Step._fields)]
     recalls = [s.recall for s in steps if s.recall is not None]
     attended, dense = sum(s.attended for s in steps), sum(s.dense_equivalent for s in steps)
     fallbacks = [s.fallback for s in steps if s.fallback != Fallback.NONE]
     bounded = spec.budget > 0 or spec.budget == DENSE
+    correction = {
+        "cache_correction": spec.cache_correction,
+        "corrected_tokens": sum(c.tokens for c in corrections),
+        "correction_seconds": sum(c.seconds for c in corrections),
+    }
     rival = {"policy": spec.policy.name.lower(), "realisable": spec.policy.realisable}
     return {
         "budget": ("dense" if spec.budget == DENSE else spec.budget) if bounded else None,
@@ -115,6 +137,7 @@ def summarise(
         "decode_seconds": times.decode,
         "engine_seconds": times.engine,
         **({} if spec.policy is Policy.PLAN else rival),
+        **(correction if spec.cache_correction else {}),
     }
 
 

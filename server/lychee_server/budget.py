@@ -44,6 +44,7 @@ def parse_lychee(raw: object, *, context_window: int) -> LycheeRequest:
     target_itl_ms = _number("target_itl_ms", raw.get("target_itl_ms"), 0.001, 60_000)
     policy = _policy(raw.get("policy"))
     seed = _seed(raw.get("seed"), policy)
+    every = _whole("cache_correction", raw.get("cache_correction"), 1024)
     deciding = [key for key in _KEYS if key not in LycheeRequest.BESIDES]
     given = {key: raw[key] for key in deciding if raw.get(key) is not None}
     for outcome in ("min_recall", "target_itl_ms"):
@@ -57,6 +58,7 @@ def parse_lychee(raw: object, *, context_window: int) -> LycheeRequest:
         target_itl_ms=target_itl_ms,
         policy=policy,
         seed=seed,
+        cache_correction=every,
         **parse_memory(raw),
     )
 
@@ -74,9 +76,13 @@ def _seed(raw: object, policy: str | None) -> int | None:
         return None
     if policy != "random":
         raise refuse("lychee.seed", raw, 'no seed without the policy "random"')
-    if type(raw) is not int or not 0 <= raw < 2**31:
-        raise refuse("lychee.seed", raw, f"an integer from 0 to {2**31 - 1}")
-    return raw
+    return _whole("seed", raw, 2**31 - 1)
+
+
+def _whole(key: str, raw: object, most: int) -> int | None:
+    if raw is None or (type(raw) is int and 0 <= raw <= most):
+        return raw
+    raise refuse(f"lychee.{key}", raw, f"an integer from 0 to {most}")
 
 
 def _number(key: str, raw: object, least: float, most: float) -> float | None:
@@ -171,6 +177,7 @@ def answer_of(decision: Decision, summary: EngineSummary) -> LycheeAnswer:
         rule=decision.rule,
         tier=decision.tier,
         policy=summary.policy,
+        cache_correction=summary.cache_correction or None,
         context_tokens=summary.context_tokens,
         attended_fraction=summary.attended_fraction,
         recall=summary.recall,
@@ -204,7 +211,7 @@ def headers_before(decision: Decision, defaults: PlanDefaults) -> dict[str, str]
 
 def headers_after(answer: LycheeAnswer) -> dict[str, str]:
     """Return the `x-lychee-*` headers of a finished answer."""
-    return _headers(answer.model_dump(exclude={"dense_fallback", "policy", "memory"}))
+    return _headers(answer.model_dump(exclude={"dense_fallback", "policy", "cache_correction", "memory"}))
 
 
 def _headers(known: dict[str, object]) -> dict[str, str]:

@@ -108,6 +108,16 @@ class Catalogue:
             ["decoding"],
             registry=registry,
         )
+        self._corrected = Counter(
+            "lychee_corrected_tokens_total",
+            "Decoded tokens that cache correction has run again densely.",
+            registry=registry,
+        )
+        self._correction_seconds = Counter(
+            "lychee_cache_correction_seconds_total",
+            "Time the engine has spent on cache correction; it is part of the decode time.",
+            registry=registry,
+        )
         self._no_summary = Counter(
             "lychee_answers_without_summary_total",
             "Complete answers in which the engine gave no account of its sparsity.",

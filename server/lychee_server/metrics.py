@@ -79,6 +79,8 @@ class GatewayMetrics(Catalogue):
         """An answer was complete, with the engine's summary, the reason of its budget and the rule that gave it."""
         self._attended.inc(summary.attended_tokens)
         self._dense_equivalent.inc(summary.dense_tokens)
+        self._corrected.inc(summary.corrected_tokens)
+        self._correction_seconds.inc(summary.correction_seconds)
         self._decisions.labels(reason).inc()
         if rule in self._rule_names:  # a new policy may have lost it since
             self._rules.labels(rule).inc()

@@ -53,6 +53,12 @@ class LycheeRequest(BaseModel):
         default=None, description="Of the policy `random`: the same seed draws the same tokens again."
     )
 
+    cache_correction: Annotated[int, Field(ge=0, le=1024)] | None = Field(
+        default=None,
+        description="Decoded tokens after which they are run again densely and their keys and values replaced; 0: "
+        "never. Without it: the engine's default.",
+    )
+
     memory: Memory | None = Field(
         default=None,
         description="Chats only. `text`: a document of any length is read block by block, and answered from notes. "
@@ -61,7 +67,7 @@ class LycheeRequest(BaseModel):
     chunk: int | None = Field(default=None, ge=64, description="With `memory`: most tokens of a block.")
     working_memory: int | None = Field(default=None, ge=32, description="With `memory`: most tokens of the notes.")
 
-    BESIDES: ClassVar[tuple[str, ...]] = ("policy", "seed", *MEMORY_KEYS)
+    BESIDES: ClassVar[tuple[str, ...]] = ("policy", "seed", "cache_correction", *MEMORY_KEYS)
     """What goes to the engine as it is, whoever decides on the budget."""
 
     def besides(self) -> dict[str, Any]:
@@ -100,6 +106,7 @@ class LycheeAnswer(BaseModel):
     rule: str | None = Field(default=None, description="name of the policy's rule that gave it")
     tier: str | None = Field(default=None, description="the caller's tier")
     policy: str | None = Field(default=None, description="the policy that chose the tokens, where one was named")
+    cache_correction: int | None = Field(default=None, description="its distance in tokens, where there was any")
     context_tokens: int = Field(description="length of the context at the end")
     attended_fraction: float | None = Field(description="KV entries read over those that dense decoding reads")
     recall: float | None = Field(description="attention mass inside the sparse heads' sets, mean of audited steps")
@@ -107,8 +114,8 @@ class LycheeAnswer(BaseModel):
     memory: MemoryAnswer | None = Field(default=None, description="how a document was read, where one was")
 
     def on_the_wire(self) -> dict[str, Any]:
-        """Return the answer's object `lychee`; rule, tier, policy and memory are in it where there are any."""
-        absent = {key for key in ("rule", "tier", "policy", "memory") if getattr(self, key) is None}
+        """Return the answer's object `lychee`; what may be absent is in it where there is any."""
+        absent = {key for key in ("rule", "tier", "policy", "cache_correction", "memory") if getattr(self, key) is None}
         return self.model_dump(exclude=absent)
 
 
@@ -132,6 +139,9 @@ class EngineSummary(BaseModel):
     engine_seconds: Finite | None = None
     policy: str | None = None  # None: the head plan
     memory: MemoryAnswer | None = None
+    cache_correction: Count = 0
+    corrected_tokens: Count = 0
+    correction_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
 class PlanInfo(BaseModel):

@@ -9,6 +9,7 @@ import torch
 
 from lychee_kernels.decode_plan.api import DENSE, Fallback, Param
 from lychee_sgl.backend import hooks
+from lychee_sgl.backend.correction import Schedule
 from lychee_sgl.backend.hybrid import HybridHeads
 from lychee_sgl.backend.results import DenseSteps, DeviceSteps
 from lychee_sgl.backend.rows import RowTable
@@ -94,12 +95,12 @@ def test_a_request_for_one_token_runs_dense_and_others_as_asked() -> None:
     backend = HybridHeads()
     backend.context_window = 8192
     backend.plan = SimpleNamespace(defaults=PlanDefaults(budget=512))
-    backend.table = RowTable(4, "cpu")
+    backend.table, backend.schedule = RowTable(4, "cpu"), Schedule(4)
 
     def request(slot: int, tokens: int | None) -> SimpleNamespace:
         params = SimpleNamespace(custom_params={"lychee_budget": 100}, max_new_tokens=tokens)
         return SimpleNamespace(sampling_params=params, origin_input_ids=[1] * 30, req_pool_idx=slot)
 
-    backend.admit([request(1, 1), request(2, 2), request(3, None)])
+    backend.admit([request(1, 1), request(2, 2), request(3, None)], [30, 30, 30])
     assert backend.table.params[1:4, Param.BUDGET].tolist() == [DENSE, 100, 100]
     assert backend.table.params[1:4, Param.PROMPT].tolist() == [30, 30, 30]

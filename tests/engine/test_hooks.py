@@ -52,16 +52,22 @@ class FakeBackend:
     def __init__(self, steps):
         self.steps, self.admitted, self.batch_reqs = steps, [], None
 
+    def correct(self, forward, batch):
+        return None
+
     def take_results(self):
         return None if self.steps is None else HostSteps(self.steps)
 
-    def admit(self, reqs):
+    def admit(self, reqs, lengths):
         self.admitted += reqs
+        assert lengths == [12] * len(reqs)
 
 
 def batch_of(mode: str):
     return SimpleNamespace(
-        forward_mode=SimpleNamespace(is_extend=lambda: mode == "extend", is_decode=lambda: mode == "decode")
+        forward_mode=SimpleNamespace(is_extend=lambda: mode == "extend", is_decode=lambda: mode == "decode"),
+        extend_prefix_lens_cpu=[8],
+        extend_seq_lens_cpu=[4],
     )
 
 

@@ -13,6 +13,7 @@ from lychee_kernels.layout import Mode
 from lychee_kernels.policies import Policy
 from lychee_kernels.testing import layer
 from lychee_sgl.backend import hooks
+from lychee_sgl.backend.correction import Schedule
 from lychee_sgl.backend.hybrid import HybridHeads
 from lychee_sgl.backend.request import BudgetRequest, RowSpec, resolve
 from lychee_sgl.backend.rows import RowTable
@@ -120,6 +121,7 @@ def backend(*, serves: bool) -> HybridHeads:
     made = HybridHeads()
     made.context_window, made.serves_rivals, made.batch_reqs = 8192, serves, None
     made.plan, made.table = SimpleNamespace(defaults=PlanDefaults(budget=512)), RowTable(4, "cpu")
+    made.schedule = Schedule(4)
     return made
 
 
@@ -134,7 +136,7 @@ def request(slot: int, **params: object) -> SimpleNamespace:
 def test_only_a_batch_with_a_rival_stays_out_of_the_graphs(serves: bool) -> None:
     made = backend(serves=serves)
     plain, rival = request(1, budget=100), request(2, policy="oracle")
-    made.admit([plain, rival])
+    made.admit([plain, rival], [30, 30])
     runner = SimpleNamespace(model_runner=SimpleNamespace(lychee=made))
     for reqs, graph in ((None, True), ([plain], True), ([plain, rival], not serves)):
         made.batch_reqs = reqs

@@ -44,6 +44,8 @@ def parse(raw):
         ),
         ({"policy": "quest", "budget": 64}, {"lychee_budget": 64, "lychee_policy": "quest"}),
         ({"policy": "random", "seed": 0}, {"lychee_policy": "random", "lychee_seed": 0}),
+        ({"cache_correction": 0}, {"lychee_cache_correction": 0}),
+        ({"cache_correction": 1024, "budget": "dense"}, {"lychee_cache_correction": 1024, "lychee_budget": "dense"}),
     ],
 )
 def test_accepted(raw, params):
@@ -53,7 +55,7 @@ def test_accepted(raw, params):
 KEYS = "budget, mode, value, min_recall, target_itl_ms, policy, seed, memory, chunk, working_memory"
 BUDGETS = 'an integer from 1 to 8192 (the context window), "dense", "auto"'
 SHARE = "a number above 0 and up to 1"
-KEYS = "budget, mode, value, min_recall, target_itl_ms, policy, seed, memory, chunk, working_memory"
+KEYS = "budget, mode, value, min_recall, target_itl_ms, policy, seed, cache_correction, memory, chunk, working_memory"
 
 
 @pytest.mark.parametrize(
@@ -159,6 +161,11 @@ KEYS = "budget, mode, value, min_recall, target_itl_ms, policy, seed, memory, ch
             {"policy": "best"},
             "lychee.policy",
             'lychee.policy is "best"; allowed: "plan", "block", "window", "random", "quest", "oracle"',
+        ),
+        (
+            {"cache_correction": 1025},
+            "lychee.cache_correction",
+            "lychee.cache_correction is 1025; allowed: an integer from 0 to 1024",
         ),
         (
             {"policy": "quest", "seed": 1},

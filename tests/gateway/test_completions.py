@@ -71,6 +71,17 @@ def test_answers_of_other_policies_teach_nothing_of_recall(gateway, engine):
         assert len(gateway.http.get("/v1/sparsity").json()["recall"]) == (policy is None)
 
 
+def test_cache_correction_is_asked_for_told_and_counted(gateway, engine):
+    account = {"cache_correction": 32, "corrected_tokens": 64, "correction_seconds": 0.25}
+    engine.script = Script(answer=chat_answer({**SUMMARY, **account}))
+    answer = gateway.chat(lychee={"cache_correction": 32}).json()["lychee"]
+    assert engine.bodies[0]["custom_params"] == {"lychee_cache_correction": 32}
+    assert (answer["cache_correction"], answer["reason"]) == (32, "default")
+    gateway.chat()
+    assert gateway.total("lychee_corrected_tokens_total") == 128
+    assert gateway.total("lychee_cache_correction_seconds_total") == 0.5
+
+
 def test_streamed_chat_with_a_budget(gateway):
     stream = gateway.openai().chat.completions.create(
         model="tiny", messages=MESSAGES, stream=True, extra_body={"lychee": {"budget": 512}}

@@ -19,6 +19,8 @@ pytestmark = pytest.mark.engine
 TOKENS = 160
 PROMPT = 120
 BUDGETS = ["dense", 100, 60, "dense", 30, 90]
+CORRECTIONS = [7, 0, 16, 0, 32, 0]
+"""Run again what is decoded, after so many tokens: a retraction's prefill begins that anew."""
 RIVAL = {
     "input_ids": [1, 2, 3],
     "sampling_params": {"max_new_tokens": 2, "custom_params": {"lychee_policy": "quest"}},
@@ -36,7 +38,10 @@ def test_retracted_requests_keep_their_budgets(tmp_path: Path) -> None:
     ):
         refused = engine.http.post("/generate", json=RIVAL)
         assert (refused.status_code, "LYCHEE_RIVAL_POLICIES=1" in refused.text) == (400, True)
-        calls = [{"prompt": passage(PROMPT, seed=i), "budget": b, "tokens": TOKENS} for i, b in enumerate(BUDGETS)]
+        calls = [
+            {"prompt": passage(PROMPT, seed=i), "budget": b, "tokens": TOKENS, "lychee": {"cache_correction": every}}
+            for i, (b, every) in enumerate(zip(BUDGETS, CORRECTIONS, strict=True))
+        ]
         alone = [engine.generate(**call) for call in calls if call["budget"] == "dense"]
         engine.flush()
         together = engine.together(calls)
