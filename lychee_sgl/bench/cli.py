@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lychee_sgl.bench.gateway_cli import gateway
+from lychee_sgl.bench.memory_cli import memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +26,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command()(gateway)
+app.command()(memory)
 
 
 @app.callback()

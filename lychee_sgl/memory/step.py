@@ -73,11 +73,18 @@ class Asker:
         return reply
 
     async def draft(self, memory: Memory, max_tokens: int) -> str:
-        """Answers from the notes, for the loop's own eyes."""
+        """Answers from the notes, for the loop's own eyes; kept in the bank as steps are."""
+        key = key_of("draft", prompts.VERSION, self.model.identity, max_tokens, self.question, memory.text)
+        kept = await self.bank.find(key) if self.bank is not None else None
+        if isinstance(kept, str):
+            return kept
         text = prompts.answer(self.question, memory.text)
         rendered = await asyncio.to_thread(self.model.render, [{"role": "user", "content": text}])
         (tokens,) = await asyncio.to_thread(self.model.encode, [rendered])
-        return (await self.generate(tokens, max_tokens)).text
+        said = (await self.generate(tokens, max_tokens)).text
+        if self.bank is not None:
+            await self.bank.keep(key, said)
+        return said
 
     async def gain(self, context: Sequence[int], notes: str = "") -> float:
         """How much likelier a context makes the question, given notes: mean log-probability gained for each token.

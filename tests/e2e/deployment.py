@@ -57,6 +57,7 @@ class Deployment:
         command += ["--port", str(self.port), "--engine-port", str(self.engine_port)]
         command += ["--dense-below", "64", "--recall-every", "1"]
         environment = {**os.environ, "XDG_STATE_HOME": str(state), "CUDA_VISIBLE_DEVICES": ""}
+        environment["LYCHEE_MEMORY_BANK"] = str(state / "memory.sqlite")
         with self.output.open("wb") as output:
             self.launcher = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
         self.http = httpx.Client(base_url=self.url, timeout=300, trust_env=False)

@@ -100,8 +100,50 @@ def test_a_wrong_budget_is_refused_by_name(client: openai.OpenAI, budget: object
 
 
 def test_a_prompt_over_the_window_is_refused(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="8192"):
+    with pytest.raises(openai.BadRequestError, match=r'8192.*"lychee": \{"memory": "text"\}'):
         client.chat.completions.create(model=MODEL, messages=messages("stone " * 9000), max_tokens=4)
+
+
+FACT = "The access code of the violin locker is 4463300."
+
+
+def test_a_document_is_read_block_by_block_and_the_same_again_out_of_the_bank(
+    deployment: Deployment, client: openai.OpenAI
+) -> None:
+    boxes = [f"Box {i} holds {i * 37 % 101} stones." for i in range(60)]
+    document = " ".join([*boxes[:40], FACT, *boxes[40:]])
+    asked = [{"type": "text", "text": text} for text in (document, "What is the access code of the violin locker?")]
+
+    def ask() -> tuple[list[str], str, Any]:
+        with client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": asked}],  # type: ignore[list-item] # two text parts
+            max_tokens=24,
+            temperature=0,
+            stream=True,
+            extra_body={"lychee": {"memory": "text", "chunk": 256, "working_memory": 64}},
+        ) as stream:
+            chunks = list(stream)
+        extras = [(chunk.model_extra or {}).get("lychee") or {} for chunk in chunks]
+        progress = [extra["memory"]["says"] for extra in extras if "phase" in extra.get("memory", {})]
+        text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+        return progress, text, extras[-1]
+
+    progress, text, account = ask()
+    chunks = account["memory"]["chunks"]
+    assert chunks >= 3
+    assert progress[0] == f"reading chunk 1 of {chunks}, kept 0"
+    assert progress[-1].startswith("answering from ")
+    assert "4463300" in text
+    assert account["memory"]["kept"] >= 1
+    assert account["memory"]["document_tokens"] > 600
+    assert account["reason"] == "default"
+    again, same, banked = ask()
+    assert again == progress
+    assert same == text
+    assert banked["memory"]["banked_steps"] == chunks * (2 if account["memory"]["second_pass"] else 1)
+    assert banked["memory"]["tokens_read"] == 0
+    wait_for(lambda: deployment.engine_gauge("sglang:num_running_reqs") == 0, "everything has ended", 30)
 
 
 def test_a_schema_is_kept(client: openai.OpenAI) -> None:

@@ -1,0 +1,132 @@
+"""`lychee-sgl bench memory`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+def memory(
+    out: Annotated[
+        Path, typer.Option(help="Where the JSON goes; the answers are kept beside it, as .jsonl, the plot as .png.")
+    ] = Path("memory.json"),
+    lengths: Annotated[str, typer.Option(help="Tokens of the documents, with commas.")] = "32000",
+    documents: Annotated[int, typer.Option(min=1, help="Of each length; each is asked three questions.")] = 4,
+    methods: Annotated[str, typer.Option(help="With commas.")] = "text,retrieval,truncation",
+    chunk: Annotated[int, typer.Option(min=64, help="Most tokens of a block.")] = 4096,
+    working_memory: Annotated[int, typer.Option(min=32, help="Most tokens of the notes.")] = 1024,
+    gate: Annotated[float | None, typer.Option(help="Score below which a block is skipped; left out: no gate.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the documents.")] = 0,
+    haystack: Annotated[Path | None, typer.Option(help="Text file or folder [default: Python's documentation]")] = None,
+    engine_url: Annotated[str | None, typer.Option(help="A running engine; left out: one is started here.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model folder of the engine that is started.")] = None,
+    engine_arg: Annotated[list[str] | None, typer.Option(help="Further arguments of SGLang; repeatable.")] = None,
+    accelerator: Annotated[bool, typer.Option(help="The engine that is started has a GPU.")] = False,
+) -> None:
+    """Ask about documents beyond the window: read block by block, retrieval, truncation. Goes on where it stopped."""
+    from lychee_sgl.bench import memory as room
+    from lychee_sgl.bench.machine import describe, device_name
+    from lychee_sgl.bench.memory_report import plot, report
+    from lychee_sgl.bench.memory_tasks import haystack as built_in
+    from lychee_sgl.heads.haystack import file_haystack
+
+    console = Console()
+    wanted = tuple(word.strip() for word in methods.split(","))
+    sizes = _sizes(lengths)
+    for word in wanted:
+        if word not in room.METHODS:
+            raise typer.BadParameter(f"{word!r}; allowed: {', '.join(room.METHODS)}", param_hint="--methods")
+    text = built_in() if haystack is None else file_haystack(haystack)
+    try:
+        with _engine(engine_url, model, engine_arg or [], gate, accelerator=accelerator) as address:
+            name = room.served(address)
+            plan = room.Plan(
+                lengths=sizes,
+                documents=documents,
+                chunk=chunk,
+                working_memory=working_memory,
+                seed=seed,
+                model=name,
+                haystack=text.digest,
+                gate=gate,
+            )
+            answers = room.Answers(out.with_suffix(".jsonl"), plan)
+            chars = room.chars_per_token(address, name, text)
+            with contextlib.closing(room.Bench(address, plan, ours=engine_url is None)) as bench:
+                bench.run(
+                    room.made(plan, text, chars),
+                    wanted,
+                    answers,
+                    lambda line: console.print(line, highlight=False, markup=False),
+                    chars=chars,
+                )
+    except room.MemoryBenchError as error:
+        console.print(f"error: {error}", highlight=False, markup=False)
+        raise typer.Exit(1) from error
+    records = report(answers.rows)
+    about = {"device": device_name(accelerator=accelerator), "plan": asdict(plan), "chars_per_token": chars}
+    out.write_text(json.dumps({"kind": "memory", **describe(), **about, "cells": records}, indent=1) + "\n")
+    with contextlib.suppress(ModuleNotFoundError):
+        plot(records, out.with_suffix(".png"))
+    console.print(_table(records))
+
+
+def _sizes(lengths: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(word) for word in lengths.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1000:
+        raise typer.BadParameter(f"{lengths!r}; allowed: whole numbers from 1000, with commas", param_hint="--lengths")
+    return sizes
+
+
+@contextlib.contextmanager
+def _engine(
+    url: str | None, model: str | None, arguments: Sequence[str], gate: float | None, *, accelerator: bool
+) -> Iterator[str]:
+    """A running engine, or one of our own without a bank: every first question is to be a first one."""
+    from lychee_sgl.serve.solo import solo_engine
+
+    if url is not None:
+        yield url
+        return
+    environ = {"LYCHEE_MEMORY_BANK_BYTES": "0"}
+    if gate is not None:
+        environ["LYCHEE_MEMORY_GATE"] = str(gate)
+    words = tuple(word for argument in arguments for word in argument.split())
+    with (
+        tempfile.TemporaryDirectory() as state,
+        solo_engine(Path(state), model=model, engine_args=words, environ=environ, accelerator=accelerator) as address,
+    ):
+        yield address
+
+
+def _table(records: Sequence[dict[str, Any]]) -> Table:
+    table = Table("tokens", "method", "question", "right", "95%", "tokens read", "first", "later", "GiB")
+    for record in records:
+        low, high = record["interval"]
+        first, later = record.get("first_seconds"), record.get("later_seconds")
+        table.add_row(
+            f"{record['tokens']:,}",
+            record["method"],
+            record["kind"],
+            f"{record['right']} of {record['asked']}",
+            f"{low:.0%} to {high:.0%}",
+            f"{record['tokens_read']:,}",
+            "" if first is None else f"{first:.1f} s",
+            "" if later is None else f"{later:.1f} s",
+            "" if record["peak_gib"] is None else f"{record['peak_gib']:.2f}",
+        )
+    return table
