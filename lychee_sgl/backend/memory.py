@@ -31,7 +31,7 @@ HINT = (
     '(at the engine itself: "custom_params": {"lychee_memory": "text"})'
 )
 _LOOK_SECONDS = 0.5
-_AHEAD_ON_A_GPU = 8
+_AHEAD_ON_A_GPU = 16
 _OF_A_PROMPT = ("input_ids", "continue_final_message", "session_id")
 """Fields that mean the prompt as it is."""
 
