@@ -114,6 +114,8 @@ def run(
             outcome = work(settings, target, out, shown, _facts())
     except (EvalError, OSError) as error:
         raise _fail(error) from error
+    except ModuleNotFoundError as error:
+        raise _fail(EvalError(f"{error}: pip install 'lychee-sgl[eval]'")) from error
     except KeyboardInterrupt:
         raise _fail(EvalError("interrupted; the same command goes on"), 130) from None
     Console().print(

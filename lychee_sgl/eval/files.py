@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 from lychee_sgl.eval.errors import EvalError
@@ -160,9 +161,10 @@ def file_samples(name: str, path: Path, *, max_tokens: int | None) -> list[Sampl
         max_tokens: longest answer; None: the benchmark's own.
 
     Raises:
-        EvalError: the name is unknown, the file is missing, or a field is.
+        EvalError: the name is unknown, the package that scores it is not installed, the file is missing, or a field is.
     """
     make = _maker(name)
+    _installed(name)
     samples = []
     for number, row in enumerate(_rows(name, path)):
         try:
@@ -173,6 +175,15 @@ def file_samples(name: str, path: Path, *, max_tokens: int | None) -> list[Sampl
             values["max_tokens"] = max_tokens
         samples.append(Sample(task=name, length=0, number=number, prefix="", **values))
     return samples
+
+
+def _installed(name: str) -> None:
+    """Scoring comes last; what it needs must be known to be there first."""
+    kind, _, dataset = name.partition("/")
+    rouge = kind == "longbench" and DATASETS[dataset].kind == "rouge"
+    package = "rouge_score" if rouge else "math_verify" if name == "maths" else None
+    if package is not None and find_spec(package) is None:
+        raise EvalError(f"{name} is scored by the package {package}, which is missing: pip install 'lychee-sgl[eval]'")
 
 
 def _maker(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:

@@ -98,3 +98,14 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
 def test_tasks_without_their_file_and_unknown_ones_are_refused(task: str, message: str) -> None:
     with pytest.raises(EvalError, match=message):
         list(make_samples(settings(tasks=[Task(name=task)]), count))
+
+
+def test_a_scorer_that_is_missing_is_known_before_anything_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lychee_sgl.eval.files.find_spec", lambda name: None)
+    path = lines(tmp_path / "m.jsonl", {"problem": "x", "answer": "1"})
+    with pytest.raises(EvalError, match=r"maths is scored by the package math_verify, which is missing: pip install"):
+        file_samples("maths", path, max_tokens=None)
+    with pytest.raises(EvalError, match="longbench/qmsum is scored by the package rouge_score"):
+        file_samples("longbench/qmsum", path, max_tokens=None)
