@@ -124,7 +124,7 @@ def _needle(results: Results) -> Any:
                 known = [score for score in scores if score is not None]
                 if known:
                     values[y, x] = sum(known) / len(known)
-        image = axis.imshow(values, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+        image = axis.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="auto")
         axis.set_title(name, fontsize=9)
         axis.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths], fontsize=7)
         axis.set_yticks(range(len(depths)), [f"{100 * depth:.0f}%" for depth in depths], fontsize=7)
@@ -152,11 +152,14 @@ def _pareto(results: Results, summary: Mapping[str, Any]) -> Any:
         for cost, score, name in points:
             place = order.index(policies[name])
             axis.plot(cost, score, MARKERS[place % len(MARKERS)], color=f"C{place % 10}", label=policies[name])
-            axis.annotate(name, (cost, score), fontsize=6, xytext=(3, 3), textcoords="offset points")
+            budget = name.removeprefix(policies[name]).strip()
+            axis.annotate(budget, (cost, score), fontsize=6, xytext=(3, 3), textcoords="offset points")
         front = pareto_front([(cost, score) for cost, score, _ in points])
         axis.step([cost for cost, _ in front], [score for _, score in front], where="post", color="grey", alpha=0.6)
         axis.set_ylabel("score, mean over tasks (%)")
         axis.grid(alpha=0.3)
+    handles = dict(zip(*reversed(axes[0][0].get_legend_handles_labels()), strict=True))
+    axes[0][1].legend(handles.values(), handles.keys(), fontsize=7)
     axes[0][0].set_xlabel("KV entries read, share of dense (%)")
     axes[0][1].set_xlabel("seconds for each solved sample")
     return figure
