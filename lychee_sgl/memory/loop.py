@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -178,11 +177,13 @@ class Reader:
 
 
 async def _end(running: dict[int, asyncio.Task[Step]]) -> None:
-    """Gives up what was begun, and waits until it is."""
+    """Gives up what was begun, and waits until it is; what became of it does not matter any more."""
     tasks = list(running.values())
     running.clear()
     for task in tasks:
         task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
     for task in tasks:
-        with contextlib.suppress(asyncio.CancelledError, BlockFailed, ValueError):
-            await task
+        if not task.cancelled():
+            task.exception()  # looked at, or asyncio would complain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ def rank(texts: Sequence[str], query: str, count: int) -> list[int]:
     """
     import bm25s
 
+    # it logs every index that it builds, past the level of the program's own log
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
     words = bm25s.tokenize([*texts, query], token_pattern=_WORD, stopwords=None, return_ids=False, show_progress=False)
     asked = [sorted(set(words[-1]))]
     if not texts or not asked[0] or not any(words[:-1]):

@@ -100,7 +100,9 @@ class Asker:
             alone = frame.around(())
             plain = await self.generate(alone, 1, len(alone) - len(frame.tail))
             self._plain = notes, plain.logprobs
-        gained = [a - b for a, b in zip(reply.logprobs[:last], self._plain[1][:last], strict=True)][-scored:]
+        # a template with nothing before the block has no log-probability for the first token behind it
+        pairs = list(zip(reversed(reply.logprobs[:last]), reversed(self._plain[1][:last]), strict=False))
+        gained = [behind_it - alone for behind_it, alone in pairs[:scored]]
         return sum(gained) / len(gained)
 
 

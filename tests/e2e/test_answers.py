@@ -146,6 +146,16 @@ def test_a_document_is_read_block_by_block_and_the_same_again_out_of_the_bank(
     wait_for(lambda: deployment.engine_gauge("sglang:num_running_reqs") == 0, "everything has ended", 30)
 
 
+def test_a_reading_that_is_broken_off_leaves_nothing_in_the_engine(deployment: Deployment) -> None:
+    document = " ".join(f"Crate {i} holds {i * 41 % 103} bricks." for i in range(120))
+    body = chat(f"{document}\n\nWhat does crate 7 hold?", lychee={"memory": "text", "chunk": 256}, stream=True)
+    with deployment.http.stream("POST", "/v1/chat/completions", json=body) as response:
+        told = [line for _, line in zip(range(3), response.iter_lines(), strict=False) if line]
+    assert "reading chunk 2 of" in told[1]
+    wait_for(lambda: deployment.engine_gauge("sglang:num_running_reqs") == 0, "the running step has ended", 30)
+    wait_for(lambda: total(deployment.gateway_samples(), "lychee_requests_in_flight") == 0, "nobody waits for it", 30)
+
+
 def test_a_schema_is_kept(client: openai.OpenAI) -> None:
     schema = {
         "type": "object",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lychee_sgl.memory.notes import Memory, Note, passages
+from lychee_sgl.memory.notes import Memory, Note, _longest_run, passages
 from lychee_sgl.memory.prompts import says_absent
 
 BLOCK = "The sky is blue. The phone number of the Oslo office is 6797219. It rains\noften in Bergen! Who knows?"
@@ -58,6 +58,20 @@ def test_a_sentence_without_end_is_cut() -> None:
     (text,) = found("needle in the middle", block)
     assert "needle in the middle" in text
     assert len(text) <= 1200
+
+
+@given(st.text("ab c", max_size=60), st.text("ab c", min_size=12, max_size=20))
+def test_the_longest_run_is_the_one_that_looking_everywhere_finds(block: str, quoted: str) -> None:
+    sizes = {
+        (start, end)
+        for start in range(len(block))
+        for end in range(start + 12, len(block) + 1)
+        if end - start >= 0.8 * len(quoted) and block[start:end] in quoted
+    }
+    found = _longest_run(quoted, block)
+    longest = max((end - start for start, end in sizes), default=None)
+    assert (None if found is None else found[1] - found[0]) == longest
+    assert found is None or found in sizes
 
 
 NOTES = st.builds(
