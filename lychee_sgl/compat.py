@@ -6,6 +6,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import torch
     from sglang.srt.layers.radix_attention import RadixAttention
 
@@ -73,3 +75,11 @@ def kv_scales(layer: RadixAttention) -> tuple[float, float]:
     """Gives what a pool of eight bits has to be multiplied with, keys and values; SGLang keeps it on the host, too."""
     scales = (layer.k_scale_float, layer.v_scale_float)
     return scales[0] or 1.0, scales[1] or 1.0
+
+
+def loses_scales(layers: Iterable[RadixAttention]) -> bool:
+    """Tells whether SGLang's ragged prefill would read a cached prefix of eight bits without its layer's scales.
+
+    0.5.17 does, beside new tokens; its paged prefill, and 0.5.23, do not.
+    """
+    return sglang_version() < NEWEST and any(kv_scales(layer) != (1.0, 1.0) for layer in layers)

@@ -68,6 +68,9 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
         self.variant = self.variant_to_capture = "dense"
         # a pool of sixteen bits holds keys and values as they are, whatever scales a checkpoint brings
         self.scaled = self.token_to_kv_pool.get_key_buffer(0).element_size() == 1
+        layers = [layer for layer in runner.model.modules() if type(layer).__name__ == "RadixAttention"]
+        if self.scaled and compat.loses_scales(layers):
+            self.use_paged = True
         self.max_rows = min(MAX_ROWS, self.table.params.shape[0] - 1)
         self._step: DecodeStep | None = None
         self._rivals: list[host_step.DecodeStep] = []

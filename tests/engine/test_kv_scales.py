@@ -56,3 +56,22 @@ def test_a_pool_of_sixteen_bits_takes_no_scales() -> None:
     keys = torch.randn(2, 1, 64).bfloat16()
     compat.write_kv(pool, attention_layer(0.5, 0.5), torch.tensor([3, 7]), keys.clone(), keys.clone())
     assert torch.equal(pool.get_kv_buffer(0)[0][torch.tensor([3, 7])], keys)
+
+
+@pytest.mark.parametrize(
+    ("version", "scales", "loses"),
+    [
+        ((0, 5, 17), (0.5, 1.0), True),
+        ((0, 5, 17), (1.0, 1.0), False),
+        ((0, 5, 17), (None, None), False),
+        ((0, 5, 23), (0.5, 2.0), False),
+    ],
+)
+def test_a_prefill_that_would_lose_scales_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+    version: tuple[int, ...],
+    scales: tuple[float | None, float | None],
+    loses: bool,
+) -> None:
+    monkeypatch.setattr(compat, "sglang_version", lambda: version)
+    assert compat.loses_scales([attention_layer(None, None), attention_layer(*scales)]) is loses
