@@ -49,6 +49,22 @@ def gpu_engine(record: Record, file: str) -> str:
     )
 
 
+def _triton() -> str:
+    """Stock SGLang's other backend, measured beside ours."""
+    file = MEASUREMENTS / "gpu-engine-triton.json"
+    if not file.exists():
+        return ""
+    record = json.loads(file.read_text())
+    ((name, stock),) = record["triton"]["batches"].items()
+    ours = record["lychee"]["batches"][name]["sparse"]["median_ms"]
+    slow = stock["dense"]["median_ms"]
+    return (
+        f"\nSGLang's own Triton backend takes {slow:.1f} ms a token at {_batch(name)} in the shape of "
+        f"{SHAPES[record['model']][0]}, {slow / ours:.1f} times as long as lychee's {ours:.2f} ms "
+        f"([{file.name}](../docs/measurements/{file.name})).\n"
+    )
+
+
 SHAPES = {"llama": ("Llama-3.1-8B", "llama-3.1-8b"), "qwen3": ("Qwen3-8B", "qwen3-8b")}
 """What a configuration calls its architecture: the model's name, and the folder with its shape."""
 
@@ -76,6 +92,7 @@ def gpu_engine_more(record: Record, file: str) -> str:
         f"{_gpu_rows(record)}\n"
         f"{device}, SGLang {record['versions']['sglang']}, torch {record['versions']['torch']}, {record['date']}. "
         f"Command and data: [{file}](../docs/measurements/{file}).\n"
+        f"{_triton()}"
     )
 
 

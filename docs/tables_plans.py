@@ -12,11 +12,17 @@ if TYPE_CHECKING:
 
 def plans(record: Record, file: str) -> str:
     """What an ablation of head plans found."""
+    exam = record["asked"]["exam"]
+    whole = exam["questions"] * len(exam["tasks"]) * len(exam["lengths"])
+    cells = {cell: one["asked"] for cell, one in record["scores"]["dense"].items() if cell != "all"}
+    short = [f"`{cell}` {asked}" for cell, asked in cells.items() if asked < exam["questions"]]
+    missing = f" {whole - record['questions']} are still to be asked: of {', '.join(short)} are in." if short else ""
     parts = (
         f"## {record['plans']['calibrated']['heads']} KV heads of SmolLM2-135M-Instruct\n",
         f"{record['questions']:,} questions that no plan was made from: one fact, one of four, two of two "
         f"(`single`, `multi-key`, `multi-value`), in texts of 2,000, 4,000 and 7,500 tokens. Share answered right in "
-        "percent with Wilson's 95% interval; recall: attention mass that the sparse heads' sets hold.\n",
+        "percent with Wilson's 95% interval; recall: attention mass that the sparse heads' sets hold."
+        f"{missing}\n",
         report.overall_table(record, record["asked"]["retrieval"]) + "\n",
         "Against the best, on the same questions: those that only the best, and only the other, has right "
         "(McNemar's exact test).\n",

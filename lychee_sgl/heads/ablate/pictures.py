@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lychee_sgl.heads.ablate.report import SCHEMA, curve_points
+from lychee_sgl.heads.ablate.report import SCHEMA, curve_points, ranked
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -46,12 +46,12 @@ def save_curves_png(report: dict[str, Any], png: Path) -> None:
                   [100 * (line[c]["high"] - line[c]["share"]) for c in counts]]  # fmt: skip
         by_count.errorbar(shares, right, yerr=errors, marker="o", capsize=2, label=family)
         by_recall.plot(shares, [line[count]["recall"] for count in counts], marker="o", label=family)
-    for name in plans:
-        budgets = [budget for budget in report["budgets"] if f"{name}@{budget}" in scores]
-        if len(budgets) > 1:
-            by_budget.plot(
-                budgets, [100 * scores[f"{name}@{b}"]["all"]["share"] for b in budgets], marker=".", label=name
-            )
+    several = ranked(report) if len(report["budgets"]) > 1 else []
+    for number, name in enumerate(several):
+        right = [100 * scores[f"{name}@{budget}"]["all"]["share"] for budget in report["budgets"]]
+        # ten colours, so a new line style after every ten; the legend is in the order of the lines
+        style = ("-", "--", ":")[number // 10 % 3]
+        by_budget.plot(report["budgets"], right, style, marker=".", color=f"C{number % 10}", label=name)
     dense = 100 * scores["dense"]["all"]["share"]
     for axes in (by_count, by_budget):
         axes.axhline(dense, color="black", linestyle="--", linewidth=1, label="dense")
@@ -61,7 +61,8 @@ def save_curves_png(report: dict[str, Any], png: Path) -> None:
     by_budget.set(xlabel="budget, tokens", xscale="log")
     by_budget.set_xticks(report["budgets"], labels=[str(budget) for budget in report["budgets"]])
     by_budget.minorticks_off()
-    for axes in (by_count, by_recall, by_budget):
+    for axes in (by_count, by_recall):
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)
+    by_budget.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(png, format="png", dpi=120)

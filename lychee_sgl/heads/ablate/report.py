@@ -118,7 +118,7 @@ def _overlap(plans: Mapping[str, HeadPlan]) -> list[dict[str, Any]]:
 
 def _paired(report: Mapping[str, Any], answers: Answers) -> dict[str, Any]:
     """The best plan against every other that answers under all budgets, on the same questions."""
-    names = _main(report)
+    names = ranked(report)
     told: dict[str, Any] = {"best": names[0] if names else None, "others": {}}
     for name in names[1:]:
         pairs = {b: versus(answers, f"{names[0]}@{b}", f"{name}@{b}") for b in report["budgets"]}
@@ -167,7 +167,7 @@ def _share(one: Mapping[str, Any] | None) -> str:
     return f"{100 * one['share']:.1f} ({100 * one['low']:.1f} to {100 * one['high']:.1f})"
 
 
-def _main(report: Mapping[str, Any]) -> list[str]:
+def ranked(report: Mapping[str, Any]) -> list[str]:
     """Plans that answer under every budget, best first by the mean over budgets."""
     scores, budgets = report["scores"], report["budgets"]
     names = [name for name in report["plans"] if all(f"{name}@{budget}" in scores for budget in budgets)]
@@ -178,7 +178,7 @@ def overall_table(report: Mapping[str, Any], retrieval: int) -> str:
     """Every plan under every budget, best first, with recall."""
     scores, budgets = report["scores"], report["budgets"]
     rows = [["dense", "all", *[_share(scores["dense"]["all"])] * len(budgets), *["1"] * len(budgets)]]
-    for name in _main(report):
+    for name in ranked(report):
         told = [scores[f"{name}@{budget}"]["all"] for budget in budgets]
         recalls = ["" if one["recall"] is None else f"{one['recall']:.3f}" for one in told]
         rows.append([name, str(report["plans"][name]["retrieval_heads"]), *map(_share, told), *recalls])
@@ -200,7 +200,10 @@ def paired_table(report: Mapping[str, Any]) -> str:
     budgets, others = report["budgets"], report["paired"]["others"]
 
     def pair(one: Mapping[str, Any] | None) -> str:
-        return "" if one is None else f"{one['won']} : {one['lost']} (p {one['p']:.2g})"
+        if one is None:
+            return ""
+        chance = f"p {one['p']:.2g}" if one["p"] >= 1e-4 else "p < 0.0001"
+        return f"{one['won']} : {one['lost']} ({chance})"
 
     rows = [[name, *(pair(told.get(str(budget))) for budget in budgets)] for name, told in others.items()]
     return _table([f"{report['paired']['best']} against", *(f"budget {b}" for b in budgets)], rows) if rows else ""
@@ -211,7 +214,7 @@ def cell_table(report: Mapping[str, Any], budget: int) -> str:
     scores = report["scores"]
     cells = [cell for cell in scores["dense"] if cell != "all"]
     rows = [["dense", *(_share(scores["dense"][cell]) for cell in cells)]]
-    rows += [[name, *(_share(scores[f"{name}@{budget}"].get(cell)) for cell in cells)] for name in _main(report)]
+    rows += [[name, *(_share(scores[f"{name}@{budget}"].get(cell)) for cell in cells)] for name in ranked(report)]
     return _table(["plan", *cells], rows)
 
 
