@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.console import Console
 
+from lychee_sgl.heads.cli_drift import drift
 from lychee_sgl.heads.cli_train import ablate, plot, step_time, train
 from lychee_sgl.heads.heuristic import heuristic_plan
 from lychee_sgl.heads.plan import HeadPlan, ModelShape
@@ -179,6 +180,7 @@ app.command()(train)
 app.command()(plot)
 app.command()(ablate)
 app.command()(step_time)
+app.command()(drift)
 
 
 def _heads(plan: HeadPlan) -> list[tuple[int, int]]:

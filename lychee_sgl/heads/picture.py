@@ -1,6 +1,7 @@
 """Pictures of a head plan: in the terminal, and as a PNG."""
 
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -63,4 +64,36 @@ def save_png(plan: HeadPlan, path: Path) -> None:
     axes.set(xlabel="layer", ylabel="KV head", yticks=range(heads), ylim=(-0.5, heads - 0.5))
     axes.set_title(title(plan), fontsize=10)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
+    figure.savefig(path, format="png", dpi=150)
+
+
+def save_drift(report: dict[str, Any], path: Path) -> None:
+    """Draw divergence, agreement and recall against the decoded position, a line for each arm.
+
+    Args:
+        report: what `lychee-sgl heads drift` writes.
+        path: where the picture goes.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed (the extra `train` brings it).
+        OSError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    labels = {"divergence": "KL from dense (nats)", "agreement": "same likeliest token", "recall": "recall"}
+    budgets = sorted({arm["budget"] for arm in report["arms"]})
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (measure, label) in zip(figure.subplots(1, 3), labels.items(), strict=True):
+        for arm in report["arms"]:
+            points = [point for point in arm["points"] if point[measure] is not None]
+            middle = [(point["from"] + point["to"]) / 2 for point in points]
+            means, errors = ([point[measure][key] for point in points] for key in ("mean", "error"))
+            style = {"color": f"C{budgets.index(arm['budget'])}", "linestyle": "--" if arm["correction"] else "-"}
+            axes.errorbar(middle, means, yerr=errors, label=arm["name"], linewidth=1, capsize=2, **style)
+        axes.set(xlabel="decoded tokens", ylabel=label)
+    figure.axes[0].set_yscale("log")
+    figure.axes[2].legend(fontsize=8)
+    figure.suptitle(f"{report['model']}, plan {report['plan']}: sparse decoding on dense traces", fontsize=10)
     figure.savefig(path, format="png", dpi=150)

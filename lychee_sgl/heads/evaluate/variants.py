@@ -96,19 +96,36 @@ class VariantRows:
         self._most = max((variant.budget or 1 for variant in variants), default=1)
         self._row = torch.arange(rows, device=device)[:, None]
         self._sets = torch.zeros(rows, layers * heads, before + longest, dtype=torch.bool, device=device)
-        empty = prefix.keys.new_empty(rows, heads, 0, size)
-        self._keys, self._values = [empty] * layers, [empty] * layers
+        room = (layers, rows, heads, longest, size)
+        self._keys, self._values = prefix.keys.new_empty(room), prefix.keys.new_empty(room)
+        self._decoded = [0] * layers
         self.recall = torch.zeros(rows, dtype=torch.float64, device=device)
         self.recall_count = torch.zeros(rows, dtype=torch.int64, device=device)
         self.counted = torch.ones(rows, dtype=torch.bool, device=device)
         """Rows whose recall is counted at this step: those that have not ended."""
 
+    def correct(self, rows: list[int], start: int, end: int) -> None:
+        """Gives rows the keys and values of row 0 for decoded tokens, in all layers.
+
+        Where row 0 runs dense and has decoded the same tokens, this is what running them again densely gives
+        (DESIGN.md 11.2), as long as what stands before them is dense already.
+
+        Args:
+            rows: which.
+            start: the first token, counted from the first decoded one.
+            end: behind the last.
+        """
+        for kept in (self._keys, self._values):
+            kept[:, rows, :, start:end] = kept[:, :1, :, start:end]
+
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
         """See `RowAttention`; m is 1."""
-        keys = self._keys[layer] = torch.cat((self._keys[layer], key), dim=2)
-        values = self._values[layer] = torch.cat((self._values[layer], value), dim=2)
+        at = self._decoded[layer]
+        self._keys[layer, :, :, at : at + 1], self._values[layer, :, :, at : at + 1] = key, value
+        self._decoded[layer] = at + 1
+        keys, values = self._keys[layer, :, :, : at + 1], self._values[layer, :, :, : at + 1]
         scores, lengths = masked_scores(query, self.prefix.keys[layer], keys, scale)  # [B, H, G, 1, n]
         dense = scores.softmax(-1)
         heads, context = key.shape[1], scores.shape[-1]

@@ -1,0 +1,130 @@
+"""`lychee-sgl heads drift`. Importing it is cheap: torch comes in only when the command runs."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from lychee_sgl.heads.plan import HeadPlan, PlanError
+from lychee_sgl.heads.terminal import command_line, one_line_errors, say, writable
+
+if TYPE_CHECKING:
+    from lychee_sgl.heads.measure import LoadedModel
+
+SCHEMA = "lychee-sgl/drift"
+
+
+def drift(
+    model: Annotated[Path, typer.Option(help="Model folder, as transformers reads it")],
+    out: Annotated[Path, typer.Option(help="Where the numbers go (JSON)")],
+    budget: Annotated[list[int], typer.Option(min=1, help="Tokens in a set; repeatable")],
+    heads: Annotated[Path | None, typer.Option(help="Head plan [default: the built-in one of the model]")] = None,
+    correction: Annotated[
+        list[int] | None, typer.Option(min=1, help="Also with a cache correction after so many tokens; repeatable")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens decoded")] = 1024,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of prose in front")] = 512,
+    prompts: Annotated[int, typer.Option(help="How many traces")] = 4,
+    temperature: Annotated[
+        float, typer.Option(help="At which the dense model draws its tokens; 0: the likeliest")
+    ] = 0.7,
+    buckets: Annotated[int, typer.Option(help="Stretches into which positions are put together")] = 16,
+    seed: Annotated[int, typer.Option(help="Of prompts and draws")] = 0,
+    haystack: Annotated[Path | None, typer.Option(help="Text of the prompts [default: Python's reference]")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    plot: Annotated[Path | None, typer.Option(help="Also a picture (PNG)")] = None,
+    model_name: Annotated[str | None, typer.Option(help="What plans call the model [default: the folder]")] = None,
+) -> None:
+    """Measure whether a sparse answer drifts from the dense one with its length, with and without cache correction."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with one_line_errors():
+        writable(out)
+        if plot is not None:
+            writable(plot)
+        import torch
+
+        from lychee_sgl.heads.evaluate.drift import Arm, DriftSettings, run_drift
+        from lychee_sgl.heads.evaluate.variants import Variant
+        from lychee_sgl.heads.haystack import file_haystack, reference_haystack
+        from lychee_sgl.heads.measure import load_model
+
+        settings = DriftSettings(
+            prompts=prompts, prompt_tokens=prompt_tokens, tokens=tokens, temperature=temperature, seed=seed,
+            buckets=buckets,
+        )  # fmt: skip
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        loaded = load_model(model, name=model_name, device=device, dtype=dtype)
+        plan = _plan(heads, loaded)
+        arms = [
+            Arm(variant=Variant(name=plan.name, plan=plan, budget=size), correction=every)
+            for size in budget
+            for every in (0, *(correction or ()))
+        ]
+        text = file_haystack(haystack) if haystack is not None else reference_haystack("evaluation")
+        columns = (TextColumn("tokens"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("decode", total=None)
+            found = run_drift(
+                loaded, arms, settings, haystack=text,
+                tell=lambda done, of: bar.update(task, completed=done, total=of),
+            )  # fmt: skip
+        report = {**_about(loaded, plan, settings, text.origin, device, model), **found}
+        out.write_text(json.dumps(report, indent=1) + "\n")
+        if plot is not None:
+            from lychee_sgl.heads.picture import save_drift
+
+            save_drift(report, plot)
+        for line in told(report):
+            say(line)
+
+
+def _plan(heads: Path | None, loaded: "LoadedModel") -> HeadPlan:
+    from lychee_sgl.heads.registry import find_plan
+
+    plan = find_plan(loaded.shape, loaded.shape.name) if heads is None else HeadPlan.load(heads)
+    if plan is None:
+        raise PlanError(f"no plan is built in for {loaded.shape.name}; name one with --heads")
+    plan.check_fits(loaded.shape)
+    return plan
+
+
+def _about(loaded: "LoadedModel", plan: HeadPlan, settings: Any, text: str, device: str, model: Path) -> dict[str, Any]:
+    import dataclasses
+    from datetime import UTC, datetime
+
+    import torch
+
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else device
+    return {
+        "schema": SCHEMA,
+        "version": 1,
+        "model": loaded.shape.name,
+        "plan": plan.name,
+        "device": name,
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": command_line(model),
+        "text": text,
+        "settings": dataclasses.asdict(settings),
+    }
+
+
+def told(report: dict[str, Any]) -> list[str]:
+    """The report in lines: for each arm the means, and what the last quarter has more than the first.
+
+    Args:
+        report: what `drift` writes.
+    """
+    lines = []
+    for arm in report["arms"]:
+        parts = []
+        for measure, words in (("divergence", "KL"), ("agreement", "same token"), ("recall", "recall")):
+            mean, more = arm["all"][measure], arm["grows"][measure]
+            if mean is not None:
+                parts.append(f"{words} {mean['mean']:.4f}, late less early {more['mean']:+.4f} ± {more['error']:.4f}")
+        lines.append(f"{arm['name']}: " + "; ".join(parts))
+    return lines
