@@ -1,0 +1,202 @@
+"""The compressor: a frozen model, a LoRA adapter on it, memory tokens and a readout.
+
+One memory token stands after every `ratio` raw tokens. The adapted model reads both; a memory token's block is the mean
+of its raw tokens' input embeddings plus a linear map of its last hidden state. The map begins as zero, so an untrained
+compressor gives mean embeddings. The reader is the frozen model itself, without the adapter: blocks take the place of
+token embeddings in its input, which is what stock SGLang can be given (DESIGN.md section 14).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from lychee_sgl.compressor.settings import CompressorShape
+from lychee_sgl.heads.checks import write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+SCHEMA: Final = "lychee-sgl/compressor"
+PARTS: Final = ("memory", "readout")
+_TARGETS: Final = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class Compressor(nn.Module):
+    """A model that compresses and a model that reads, one set of weights."""
+
+    def __init__(self, model: Any, shape: CompressorShape, *, seed: int = 0, adapter: Path | None = None) -> None:
+        """Puts an adapter on a model.
+
+        Args:
+            model: a causal language model of transformers; its weights are frozen.
+            shape: of the compressor.
+            seed: of the adapter's first weights.
+            adapter: folder of a trained adapter; None: a new one.
+
+        Raises:
+            ValueError: the model has another shape.
+        """
+        super().__init__()
+        found = CompressorShape(
+            hidden=model.config.hidden_size, vocabulary=model.config.vocab_size, layers=model.config.num_hidden_layers,
+            ratios=shape.ratios, window=shape.window, rank=shape.rank,
+        )  # fmt: skip
+        if found != shape:
+            raise ValueError(f"the compressor is for {shape}, the model has {found}")
+        self.shape = shape
+        if adapter is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                config = LoraConfig(r=shape.rank, lora_alpha=2 * shape.rank, target_modules=_TARGETS, bias="none")
+                self.model: Any = get_peft_model(model, config)
+        else:
+            self.model = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+        table = self.model.get_input_embeddings().weight
+        end = model.config.eos_token_id or 0
+        first = table[end[0] if isinstance(end, list) else end].detach().float()
+        self.memory = nn.Parameter(first.repeat(len(shape.ratios), 1))
+        self.readout = nn.Parameter(torch.zeros(shape.hidden, shape.hidden, device=table.device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.readout.device
+
+    def trained(self) -> dict[str, torch.Tensor]:
+        """Everything that training changes, by name."""
+        return {name: value for name, value in self.named_parameters() if value.requires_grad}
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Input embeddings of tokens."""
+        embedded: torch.Tensor = self.model.get_input_embeddings()(tokens)
+        return embedded
+
+    def forward(self, tokens: torch.Tensor, ratio: int) -> torch.Tensor:
+        """Compress windows.
+
+        Args:
+            tokens: int64 [B, n], n a multiple of the ratio and at most a window.
+            ratio: raw tokens a block stands for.
+
+        Returns:
+            Blocks, [B, n / ratio, hidden], in the dtype of the model's embeddings.
+
+        Raises:
+            ValueError: there is no such ratio, or n does not do.
+        """
+        place = self.shape.check_ratio(ratio)
+        rows, count = tokens.shape
+        if count == 0 or count % ratio or count > self.shape.window:
+            raise ValueError(f"{count} tokens in a window; allowed: a multiple of {ratio} up to {self.shape.window}")
+        raw = self.embed(tokens).unflatten(1, (count // ratio, ratio))
+        memory = self.memory[place].to(raw.dtype).expand(rows, count // ratio, 1, -1)
+        mixed = torch.cat((raw, memory), 2).flatten(1, 2)
+        hidden = self._backbone()(inputs_embeds=mixed, use_cache=False).last_hidden_state
+        last = hidden.unflatten(1, (count // ratio, ratio + 1))[:, :, -1]
+        blocks: torch.Tensor = raw.mean(2) + (last.to(self.readout.dtype) @ self.readout).to(raw.dtype)
+        return blocks
+
+    def compress(self, tokens: Sequence[int], ratio: int) -> torch.Tensor:
+        """Compress a text of any length, window by window, without gradient.
+
+        Args:
+            tokens: of the text; up to `ratio` - 1 last ones that fill no block are not compressed: the caller keeps
+                them as tokens.
+            ratio: raw tokens a block stands for.
+
+        Returns:
+            Blocks, [len(tokens) // ratio, hidden].
+
+        Raises:
+            ValueError: there is no such ratio, or there are fewer tokens than one block takes.
+        """
+        self.shape.check_ratio(ratio)
+        whole = len(tokens) // ratio * ratio
+        if whole == 0:
+            raise ValueError(f"{len(tokens)} tokens; allowed: {ratio} or more at ratio {ratio}")
+        ids = torch.tensor(list(tokens[:whole]), device=self.device)
+        with torch.no_grad():
+            parts = [self(window.unsqueeze(0), ratio)[0] for window in ids.split(self.shape.window)]
+        return torch.cat(parts)
+
+    def read(self, embedded: torch.Tensor) -> torch.Tensor:
+        """Last hidden states of the frozen model over input embeddings [B, n, hidden]."""
+        with self.model.disable_adapter():
+            hidden: torch.Tensor = self._backbone()(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        return hidden
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Scores of the next token, from hidden states."""
+        scores: torch.Tensor = self.model.get_output_embeddings()(hidden)
+        return scores
+
+    def save(self, folder: Path) -> None:
+        """Write adapter, memory tokens and readout; the description last, so a folder without one is no compressor."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "compressor.json").unlink(missing_ok=True)
+        self.model.save_pretrained(str(folder))
+        (folder / "README.md").unlink(missing_ok=True)  # a model card without a word of its own
+        parts = {name: getattr(self, name).detach().cpu().contiguous() for name in PARTS}
+        save_file(parts, folder / "compressor.safetensors")
+        told = {"schema": SCHEMA, "version": 1, "shape": asdict(self.shape)}
+        write_text(folder / "compressor.json", json.dumps(told, indent=1) + "\n")
+
+    def _backbone(self) -> Any:
+        """The transformer without its head; the adapter is inside it."""
+        return self.model.get_base_model().model
+
+
+def load_base(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+    """A frozen causal language model of the Llama family.
+
+    Raises:
+        ValueError: the folder holds none.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model is {folder}; allowed: a folder that transformers reads ({error})") from error
+    return model.to(device).eval()
+
+
+def shape_of(model: Any, *, ratios: tuple[int, ...], window: int, rank: int) -> CompressorShape:
+    """The shape of a new compressor for a model."""
+    config = model.config
+    return CompressorShape(
+        hidden=config.hidden_size, vocabulary=config.vocab_size, layers=config.num_hidden_layers,
+        ratios=ratios, window=window, rank=rank,
+    )  # fmt: skip
+
+
+def load_compressor(folder: Path, model: Any) -> Compressor:
+    """A trained compressor on its model.
+
+    Raises:
+        ValueError: the folder holds no compressor, or one for a model of another shape.
+    """
+    try:
+        told = json.loads((folder / "compressor.json").read_text(encoding="utf-8"))
+        if told["schema"] != SCHEMA or told["version"] != 1:
+            raise ValueError(f"schema is {told['schema']}, version {told['version']}")
+        fields = told["shape"]
+        shape = CompressorShape(**{**fields, "ratios": tuple(fields["ratios"])})
+        parts = load_file(folder / "compressor.safetensors")
+        made = {name: parts[name] for name in PARTS}
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(f"compressor is {folder}; allowed: a folder that a training wrote ({error})") from error
+    compressor = Compressor(model, shape, adapter=folder)
+    with torch.no_grad():
+        for name, value in made.items():
+            getattr(compressor, name).copy_(value)
+    compressor.to(next(model.parameters()).device)
+    return compressor

@@ -1,0 +1,198 @@
+"""A training from a model folder to a compressor's folder, and its evaluation: what the command line calls."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from transformers import AutoTokenizer
+
+from lychee_sgl.compressor.corpus import held_out_text, training_text
+from lychee_sgl.compressor.data import Samples
+from lychee_sgl.compressor.evaluate import evaluate, held_out_samples
+from lychee_sgl.compressor.model import Compressor, load_base, load_compressor, shape_of
+from lychee_sgl.compressor.settings import TASKS, TrainSettings
+from lychee_sgl.compressor.trainer import Trainer
+from lychee_sgl.heads.checks import write_text
+from lychee_sgl.heads.train.export import device_name
+from lychee_sgl.heads.train.run import chosen_device
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from lychee_sgl.compressor.trainer import StepReport
+
+STATE: Final = "training.checkpoint"
+RECORD: Final = "training.json"
+EVALUATION: Final = "evaluation.json"
+TRAINING_SCHEMA: Final = "lychee-sgl/compressor-training"
+EVALUATION_SCHEMA: Final = "lychee-sgl/compressor-evaluation"
+
+_FITS: Final = 0.92  # share of the minutes that steps are planned for: saving and slower steps take the rest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One training.
+
+    Attributes:
+        model: folder of the model.
+        out: folder of the compressor; its state lies in it until the training is complete.
+        settings: with as many steps as there are to be.
+        fit: choose the steps so that the training takes `minutes`, by the time that a few take here.
+        minutes: stop after so long, the state saved; None: no limit.
+        ratios: of the compressor.
+        window: of the compressor.
+        rank: of its adapter.
+        text: files and folders to train on, in addition.
+        packages: whose docstrings are read; None: the usual ones.
+        device: a torch device; None: a GPU if there is one.
+        resume: go on from the state that is there.
+        command: how this was called.
+    """
+
+    model: Path
+    out: Path
+    settings: TrainSettings
+    fit: bool = False
+    minutes: float | None = None
+    ratios: tuple[int, ...] = (2, 4, 8, 16)
+    window: int = 512
+    rank: int = 64
+    text: tuple[Path, ...] = ()
+    packages: tuple[str, ...] | None = None
+    device: str | None = None
+    resume: bool = False
+    command: str = ""
+
+
+def train(
+    job: Job, *, say: Callable[[str], None], tell: Callable[[StepReport, int], None] = lambda report, steps: None
+) -> bool:
+    """Train, and write the compressor with its record; unfinished ones too, beside their state.
+
+    Args:
+        job: what to do.
+        say: told what is being prepared.
+        tell: told about each step, and how many there are.
+
+    Returns:
+        Whether the training is complete.
+
+    Raises:
+        ValueError: something that was asked for does not do, or there is a state and `resume` is not asked for.
+        TrainingError: the loss is no number.
+        OSError: a file cannot be read or written.
+    """
+    started = time.monotonic()
+    state = job.out / STATE
+    if state.exists() and not job.resume:
+        raise ValueError(f"{state} holds an unfinished training; go on with --resume, or remove it")
+    if job.fit and job.minutes is None:
+        raise ValueError("steps are to fit, without minutes to fit into; allowed: a number of minutes, or of steps")
+    job.out.mkdir(parents=True, exist_ok=True)
+    device = chosen_device(job.device)
+    base = load_base(job.model, device=str(device), dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
+    shape = shape_of(base, ratios=job.ratios, window=job.window, rank=job.rank)
+    compressor = Compressor(base, shape, seed=job.settings.seed).to(device)
+    text = training_text(job.text) if job.packages is None else training_text(job.text, job.packages)
+    samples = Samples(_tokenizer(job.model), text.paragraphs, window=job.window, settings=job.settings)
+    say(f"{len(samples.tokens):,} tokens of text, {sum(v.numel() for v in compressor.trained().values()):,} weights")
+    identity = {"model": job.model.resolve().name, "text": text.digest, "dtype": str(base.dtype)}
+    settings = _settings(job, compressor, samples, identity, state, say)
+    trainer = Trainer(compressor, samples, settings, identity)
+    if state.exists():
+        trainer.resume(state)
+        say(f"going on at step {trainer.step} of {settings.steps}")
+    until = None if job.minutes is None else started + 60 * job.minutes
+    done = trainer.run(state=state, until=until, tell=lambda report: tell(report, settings.steps))
+    compressor.save(job.out)
+    record = {
+        "schema": TRAINING_SCHEMA, "version": 1, "date": time.strftime("%Y-%m-%d"), "command": job.command,
+        "complete": done, "steps_done": trainer.step, "settings": settings.as_dict(), "device": device_name(device),
+        "identity": identity, "text": text.origin, "text_tokens": len(samples.tokens), "tasks": list(TASKS),
+        "seconds": round(sum(row[1] for row in trainer.history), 1), "history": trainer.history,
+    }  # fmt: skip
+    write_text(job.out / RECORD, json.dumps(record, allow_nan=False) + "\n")
+    if done:
+        state.unlink(missing_ok=True)
+    return done
+
+
+def _settings(
+    job: Job,
+    compressor: Compressor,
+    samples: Samples,
+    identity: dict[str, Any],
+    state: Path,
+    say: Callable[[str], None],
+) -> TrainSettings:
+    """With the steps that fit; a training that goes on keeps its own number."""
+    if not job.fit:
+        return job.settings
+    if state.exists():
+        kept = torch.load(state, map_location="cpu", weights_only=True)["identity"]
+        return replace(job.settings, steps=int(kept["steps"]))
+    assert job.minutes is not None
+    pace = Trainer(compressor, samples, job.settings, identity).pace()
+    steps = max(1, int(60 * job.minutes * _FITS / pace))
+    say(f"{pace:.3f} s a step: {steps} steps fit into {job.minutes:g} minutes")
+    return replace(job.settings, steps=steps)
+
+
+def measure(
+    model: Path,
+    folder: Path,
+    *,
+    windows: int,
+    questions: int,
+    seed: int = 0,
+    device: str | None = None,
+    command: str = "",
+    say: Callable[[str], None] = lambda line: None,
+    text: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Evaluate a compressor and write the record into its folder.
+
+    Args:
+        model: folder of the model.
+        folder: of the compressor.
+        windows: to reconstruct.
+        questions: to answer.
+        seed: of both.
+        device: a torch device; None: a GPU if there is one.
+        command: how this was called.
+        say: told each result.
+        text: paragraphs to take windows from; None: the held-out half of Python's documentation.
+
+    Raises:
+        ValueError: something that was asked for does not do.
+        OSError: a file cannot be read or written.
+    """
+    started, where = time.monotonic(), chosen_device(device)
+    base = load_base(model, device=str(where), dtype=torch.bfloat16 if where.type == "cuda" else torch.float32)
+    compressor = load_compressor(folder, base).eval()
+    paragraphs = held_out_text().paragraphs if text is None else text
+    settings = TrainSettings(seed=seed)
+    repeat, answer = held_out_samples(
+        _tokenizer(model), paragraphs, settings, window=compressor.shape.window, windows=windows, questions=questions
+    )
+    record = {
+        "schema": EVALUATION_SCHEMA, "version": 1, "date": time.strftime("%Y-%m-%d"), "command": command,
+        "model": model.resolve().name, "device": device_name(where), "windows": windows, "questions": questions,
+        "seed": seed, "window": compressor.shape.window, **evaluate(compressor, repeat, answer, tell=say),
+        "seconds": round(time.monotonic() - started, 1),
+    }  # fmt: skip
+    write_text(folder / EVALUATION, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    return record
+
+
+def _tokenizer(model: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(str(model), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model is {model}; allowed: a folder with a tokeniser ({error})") from error

@@ -1,0 +1,233 @@
+"""Samples, training, evaluation and the command line, with a tiny model."""
+
+import json
+import math
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from lychee_sgl.compressor import data
+from lychee_sgl.compressor.cli import UNFINISHED, app
+from lychee_sgl.compressor.corpus import held_out_text, training_text
+from lychee_sgl.compressor.data import Sample, Samples
+from lychee_sgl.compressor.evaluate import ARMS, BOUNDS, evaluate, held_out_samples, standing_for, wilson
+from lychee_sgl.compressor.model import Compressor
+from lychee_sgl.compressor.run import Job, measure, train
+from lychee_sgl.compressor.settings import TASKS, TrainSettings
+from lychee_sgl.compressor.trainer import Trainer, TrainingError
+from tests.compressor.conftest import RATIOS, SETTINGS, TEXT, WINDOW
+
+
+@pytest.fixture
+def samples(tokenizer: Any) -> Samples:
+    return Samples(tokenizer, TEXT, window=WINDOW, settings=SETTINGS)
+
+
+def test_samples_say_what_they_are(samples: Samples, tokenizer: Any) -> None:
+    def text(ids: tuple[int, ...]) -> str:
+        return str(tokenizer.decode(ids))
+
+    batch = samples.batch(0)
+    assert [sample.task for sample in batch] == list(TASKS)
+    repeat, onward, asked = batch
+    assert all(len(sample.window) == WINDOW for sample in batch)
+    assert repeat.target == repeat.window
+    assert text(repeat.before) == "<s>user\n"
+    assert text(repeat.after) == "\n\nRepeat the text above, word for word.<e>\n<s>assistant\n"
+    at = samples.tokens.index(onward.target[0])
+    assert len(onward.target) == SETTINGS.target
+    joined = list(onward.window + onward.target)
+    assert any(samples.tokens[i : i + len(joined)] == joined for i in range(at % 7, len(samples.tokens)) if
+               samples.tokens[i] == joined[0])  # fmt: skip
+    stem = text(asked.after).rpartition("assistant\n")[2]
+    value = text(asked.target)
+    assert f"{stem}{value}." in text(asked.window)
+    assert value.startswith(" ")
+    assert "?" in text(asked.after)
+
+
+def test_samples_follow_from_seed_and_step(samples: Samples, tokenizer: Any) -> None:
+    again = Samples(tokenizer, TEXT, window=WINDOW, settings=SETTINGS)
+    assert again.batch(5) == samples.batch(5) != samples.batch(6)
+    with pytest.raises(ValueError, match="allowed: 136 or more"):
+        Samples(tokenizer, TEXT[:1], window=WINDOW, settings=SETTINGS)
+
+
+def test_nothing_is_judged_by_what_was_trained_on() -> None:
+    assert set(data.HELD_OUT_NAMES).isdisjoint(data._NAMES)
+    assert set(data.HELD_OUT_FACTS).isdisjoint(data._FACTS)
+    trained = training_text(packages=("rich", "not_installed_anywhere"))
+    assert "docstrings of rich" in trained.origin
+    assert "not_installed_anywhere" not in trained.origin
+    assert set(trained.paragraphs).isdisjoint(held_out_text().paragraphs)
+    assert len(set(trained.paragraphs)) == len(trained.paragraphs) > 500
+
+
+class OneWindow(Samples):
+    """The same window to reconstruct in every step."""
+
+    def batch(self, step: int) -> list[Sample]:
+        del step
+        return [self.sample("reconstruct", Random(0))]
+
+
+def test_training_brings_the_loss_down_and_leaves_the_model_alone(compressor: Compressor, tokenizer: Any) -> None:
+    settings = TrainSettings(steps=60, batch=3, target=8, facts=1, rate=0.03, warmup=0.0, decay=0.5)
+    samples = OneWindow(tokenizer, TEXT, window=8, settings=settings)
+    frozen = {name: value.clone() for name, value in compressor.named_parameters() if not value.requires_grad}
+    trainer = Trainer(compressor, samples, settings, {})
+    assert trainer.run()
+    first, last = (sum(row[2] for row in rows) / len(rows) for rows in (trainer.history[:6], trainer.history[-6:]))
+    assert last < first - 0.05  # a reader with drawn weights is hard to move
+    assert {row[0] for row in trainer.history} == set(RATIOS)
+    after = {name: value for name, value in compressor.named_parameters() if not value.requires_grad}
+    assert all(torch.equal(after[name], value) for name, value in frozen.items())
+
+
+def test_a_resumed_training_has_the_same_bits(tokenizer: Any, samples: Samples, tmp_path: Path) -> None:
+    from lychee_sgl.compressor.model import shape_of
+    from tests.compressor.conftest import drawn_model
+
+    def fresh(settings: TrainSettings = SETTINGS, text: str = "a") -> Trainer:
+        model = drawn_model(tokenizer)
+        made = Compressor(model, shape_of(model, ratios=RATIOS, window=WINDOW, rank=2), seed=settings.seed)
+        return Trainer(made, samples, settings, {"text": text})
+
+    whole = fresh()
+    whole.run()
+    state = tmp_path / "state"
+    first = fresh()
+    assert first.run(state=state, every=2, until=math.inf)
+    half = fresh()
+    steps: list[int] = []
+
+    class Stop(Exception):
+        pass
+
+    def stop(report: Any) -> None:
+        steps.append(report.step)
+        if report.step == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        half.run(state=state, every=2, tell=stop)
+    rest = fresh()
+    rest.resume(state)
+    assert rest.step == 4
+    rest.run(state=state)
+    for name, value in whole.compressor.trained().items():
+        assert torch.equal(rest.compressor.trained()[name], value), name
+    assert [row[2:] for row in rest.history] == [row[2:] for row in whole.history]
+    with pytest.raises(ValueError, match="another training: text was 'a' and is 'b'"):
+        fresh(text="b").resume(state)
+
+
+def test_a_loss_that_is_no_number_stops_the_training(compressor: Compressor, samples: Samples) -> None:
+    with torch.no_grad():
+        compressor.readout.fill_(math.nan)
+    with pytest.raises(TrainingError, match="step 0: losses are"):
+        Trainer(compressor, samples, SETTINGS, {}).run()
+
+
+def test_pace_trains_nothing(compressor: Compressor, samples: Samples) -> None:
+    trainer = Trainer(compressor, samples, SETTINGS, {})
+    before = {name: value.clone() for name, value in compressor.trained().items()}
+    assert trainer.pace(rounds=1) > 0
+    assert all(torch.equal(value, before[name]) for name, value in compressor.trained().items())
+    assert all(value.grad is None for value in compressor.trained().values())
+
+
+def test_what_stands_for_a_window(compressor: Compressor) -> None:
+    ids = torch.arange(10, 18).unsqueeze(0)
+    embedded = compressor.embed(ids)
+    shown = {arm: standing_for(compressor, ids, arm, 1 if arm in BOUNDS else 4)[0] for arm in (*ARMS, *BOUNDS)}
+    assert {arm: len(rows) for arm, rows in shown.items()} == {
+        "trained": 2, "untrained": 2, "truncation": 2, "nothing": 0, "whole": 8,
+    }  # fmt: skip
+    assert torch.equal(shown["truncation"], embedded[0, :2])
+    torch.testing.assert_close(shown["untrained"][1], embedded[0, 4:].mean(0))
+    torch.testing.assert_close(shown["trained"], shown["untrained"])  # before the first step
+    with pytest.raises(ValueError, match="arm is 'x'"):
+        standing_for(compressor, ids, "x", 4)
+
+
+def test_evaluation_of_a_compressor_that_was_not_trained(compressor: Compressor, tokenizer: Any) -> None:
+    repeat, answer = held_out_samples(tokenizer, TEXT, SETTINGS, window=WINDOW, windows=3, questions=4)
+    told: list[str] = []
+    found = evaluate(compressor, repeat, answer, batch=2, tell=told.append)
+    assert list(found["ratios"]) == ["2", "4"]
+    for arms in found["ratios"].values():
+        assert arms["trained"] == arms["untrained"]
+    scores = [*found["bounds"].values(), *(score for arms in found["ratios"].values() for score in arms.values())]
+    assert all(0 <= score["token_accuracy"][0] <= 1 and score["token_loss"] > 0 for score in scores)
+    assert len(told) == len(scores) == 2 + 2 * 3
+    json.dumps(found, allow_nan=False)
+    with pytest.raises(ValueError, match="windows is 1"):
+        held_out_samples(tokenizer, TEXT, SETTINGS, window=WINDOW, windows=1, questions=4)
+
+
+def test_a_reader_that_sees_the_answer_is_right(tokenizer: Any) -> None:
+    """Every question's answer stands in its window, so a perfect reader has them all."""
+    _, answer = held_out_samples(tokenizer, TEXT, SETTINGS, window=WINDOW, windows=2, questions=20)
+    draw = Random(0)
+    for sample in draw.sample(answer, 10):
+        assert tokenizer.decode(sample.target) in tokenizer.decode(sample.window)
+        assert len(tokenizer.decode(sample.target).strip()) == 7
+
+
+def test_wilson_by_hand() -> None:
+    assert wilson(50, 100) == (0.4038, 0.5962)
+    assert wilson(0, 10) == (0.0, 0.2775)
+    assert wilson(10, 10) == (0.7225, 1.0)
+
+
+def test_from_a_folder_to_an_evaluated_compressor(folder: Path, tmp_path: Path) -> None:
+    out, text = tmp_path / "made", tmp_path / "more.txt"
+    text.write_text("\n\n".join(f"{one} {one}" for one in TEXT), encoding="utf-8")
+    small = ["--window", "64", "--ratio", "2", "--ratio", "4", "--rank", "2", "--batch", "3", "--target", "8"]
+    asked = ["train", "--model", str(folder), "--out", str(out), *small, "--text", str(text), "--package", "rich"]
+    asked += ["--device", "cpu"]
+    ended = CliRunner().invoke(app, [*asked, "--steps", "4", "--minutes", "0"])
+    assert ended.exit_code == UNFINISHED, ended.output
+    assert json.loads((out / "training.json").read_text())["complete"] is False
+    ended = CliRunner().invoke(app, [*asked, "--steps", "4"])
+    assert "holds an unfinished training; go on with --resume" in ended.output
+    ended = CliRunner().invoke(app, [*asked, "--steps", "4", "--resume"])
+    assert ended.exit_code == 0, ended.output
+    record = json.loads((out / "training.json").read_text())
+    assert (record["complete"], record["steps_done"], len(record["history"])) == (True, 4, 4)
+    assert not (out / "training.checkpoint").exists()
+    ended = CliRunner().invoke(
+        app, ["evaluate", "--model", str(folder), "--compressor", str(out), "--windows", "2", "--questions", "2"]
+    )
+    assert ended.exit_code == 0, ended.output
+    assert "truncation at ratio 4:" in ended.output
+    assert set(json.loads((out / "evaluation.json").read_text())["ratios"]) == {"2", "4"}
+    png = tmp_path / "curves.png"
+    assert CliRunner().invoke(app, ["plot", str(out / "training.json"), "--png", str(png)]).exit_code == 0
+    assert png.read_bytes().startswith(b"\x89PNG")
+    ended = CliRunner().invoke(app, ["plot", str(out / "compressor.json"), "--png", str(png)])
+    assert "is not the record of a compressor's training" in ended.output
+
+
+def test_steps_that_fit_are_kept_by_a_training_that_goes_on(folder: Path, tmp_path: Path) -> None:
+    settings = TrainSettings(batch=3, target=8, facts=1)
+    job = Job(
+        model=folder, out=tmp_path / "made", settings=settings, fit=True, minutes=0.005, ratios=RATIOS, window=WINDOW,
+        rank=2, packages=("rich",), device="cpu",
+    )  # fmt: skip
+    said: list[str] = []
+    assert train(job, say=said.append) is False  # reading the text took the time
+    assert "steps fit into 0.005 minutes" in said[1]
+    steps = json.loads((tmp_path / "made" / "training.json").read_text())["settings"]["steps"]
+    again = Job(**{**{name: getattr(job, name) for name in Job.__slots__}, "resume": True, "minutes": 10.0})
+    assert train(again, say=said.append) is True
+    assert json.loads((tmp_path / "made" / "training.json").read_text())["steps_done"] == steps
+    with pytest.raises(ValueError, match="without minutes to fit into"):
+        train(Job(model=folder, out=tmp_path / "x", settings=settings, fit=True), say=said.append)
+    with pytest.raises(ValueError, match="allowed: a folder that transformers reads"):
+        measure(tmp_path, tmp_path, windows=2, questions=2)
