@@ -67,11 +67,13 @@ def _outcome(body: dict[str, Any], leave_after: int, reply: Reply) -> str:
     return "error" if reply.error is not None else "wrong"
 
 
-async def _ask_all(gateway: Child, engines: list[Child], count: int, at_once: int, seed: int) -> Counter[str]:
+async def _ask_all(
+    gateway: Child, engines: list[Child], count: int, at_once: int, seed: int, deaths: int
+) -> Counter[str]:
     random_of = random.Random(seed)
     requests = [_request(number, random_of) for number in range(count)]
     numbers, outcomes = itertools.count(), Counter[str]()
-    kill_at = {count * (each + 1) // (KILLS + 1): engines[each % len(engines)] for each in range(KILLS)}
+    kill_at = {count * (each + 1) // (deaths + 1): engines[each % len(engines)] for each in range(deaths)}
     kills: list[asyncio.Task[None]] = []
     one_at_a_time = asyncio.Lock()
 
@@ -111,7 +113,14 @@ def _statuses(metrics: dict[tuple[str, str], float]) -> dict[str, int]:
 
 
 def run(
-    count: int, say: Callable[[str], None], *, at_once: int = 64, engines: int = 2, seed: int = 0
+    count: int,
+    say: Callable[[str], None],
+    *,
+    at_once: int = 64,
+    engines: int = 2,
+    kills: int = KILLS,
+    seed: int = 0,
+    routed: bool = False,
 ) -> dict[str, Any]:
     """Send everything and hold what the clients saw against what the gateway counted.
 
@@ -120,7 +129,9 @@ def run(
         say: gets a line for each part.
         at_once: clients.
         engines: how many; each kill hits the next one.
+        kills: how many, evenly over the requests; each engine comes back.
         seed: of the mix.
+        routed: with SGLang's router between gateway and engines.
 
     Returns:
         The record; its `problems` are empty when all is as it must be.
@@ -129,19 +140,27 @@ def run(
         GatewayBenchError: a process did not start.
     """
     record = describe()
-    with stack(engines, options=("--health-interval", "0.1")) as (gateway, behind):
-        say(f"{count} requests, {at_once} at once, {KILLS} killed engines")
+    with stack(engines, options=("--health-interval", "0.1"), routed=routed) as (gateway, behind):
+        say(f"{count} requests, {at_once} at once, {kills} killed engines")
         begin = time.perf_counter()
-        outcomes = asyncio.run(_ask_all(gateway, behind, count, at_once, seed))
+        outcomes = asyncio.run(_ask_all(gateway, behind, count, at_once, seed, kills))
         seconds = time.perf_counter() - begin
         in_flight = _settled(gateway)
         metrics = metrics_of(gateway)
         active = [httpx.get(f"{engine.url}/counts", trust_env=False).json()["active"] for engine in behind]
     statuses = _statuses(metrics)
     retries = sum(value for (name, _), value in metrics.items() if name == "lychee_engine_retries_total")
-    record |= {"requests": count, "at_once": at_once, "engines": engines, "kills": KILLS, "seconds": round(seconds, 1)}
+    record |= {"requests": count, "at_once": at_once, "engines": engines, "kills": kills, "seconds": round(seconds, 1)}
     record |= {"clients_saw": dict(sorted(outcomes.items())), "gateway_counted": statuses, "retries": int(retries)}
     record |= {"in_flight_after": in_flight, "active_in_engines_after": active}
+    if routed:
+        record["replicas"] = replicas = {
+            labels.split('replica="')[1].rstrip('"'): int(value)
+            for (name, labels), value in metrics.items()
+            if name == "lychee_replica_answers_total"
+        }
+        # in the order of the engines, whose ports say nothing
+        record["replicas"] = [replicas.get(engine.url.removeprefix("http://"), 0) for engine in behind]
     record["problems"] = problems(count, outcomes, statuses, in_flight, active)
     return record
 

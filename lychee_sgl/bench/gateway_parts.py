@@ -32,6 +32,14 @@ class Child:
     """A process that listens on a port of 127.0.0.1; can be killed and started again at the same address."""
 
     def __init__(self, module: str, *arguments: str, ready: str, port: int | None = None) -> None:
+        """Nothing is started yet.
+
+        Args:
+            module: what Python runs.
+            arguments: its further arguments.
+            ready: the path that answers 200 when it is ready.
+            port: by default a free one.
+        """
         self.port = port if port is not None else free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._command = [sys.executable, "-P", "-m", module, "--port", str(self.port), *arguments]
@@ -70,28 +78,55 @@ class Child:
             self._process = None
 
 
+def router(engines: Sequence[Child]) -> Child:
+    """SGLang's router before these engines, in a hurry: it looks every second whether one is back.
+
+    One failure takes an engine out for a second. With a higher threshold the router tries a dead engine again and again
+    until its tries are used up.
+    """
+    options = {
+        "--policy": "cache_aware",
+        "--prometheus-port": str(free_port()),
+        "--log-level": "error",
+        "--worker-startup-check-interval": "1",
+        "--health-check-interval-secs": "1",
+        "--health-success-threshold": "1",
+        "--health-failure-threshold": "1",
+        "--cb-failure-threshold": "1",
+        "--cb-timeout-duration-secs": "1",
+    }
+    words = [word for pair in options.items() for word in pair]
+    urls = [engine.url for engine in engines]
+    return Child("smg.launch_router", "--host", "127.0.0.1", *words, "--worker-urls", *urls, ready="/readiness")
+
+
 @contextlib.contextmanager
-def stack(engines: int = 1, options: Sequence[str] = ()) -> Iterator[tuple[Child, list[Child]]]:
+def stack(
+    engines: int = 1, options: Sequence[str] = (), *, routed: bool = False
+) -> Iterator[tuple[Child, list[Child]]]:
     """Run a gateway in front of echo engines for the time of a block.
 
     Args:
         engines: how many.
         options: further flags of the gateway.
+        routed: put SGLang's router between gateway and engines.
 
     Yields:
         The gateway and the engines.
     """
     behind = [Child("lychee_sgl.bench.echo_engine", ready="/health") for _ in range(engines)]
-    urls = ",".join(engine.url for engine in behind)
+    fronts = [router(behind)] if routed else behind
+    urls = ",".join(front.url for front in fronts)
     gateway = Child("lychee_server", "--engine-urls", urls, "--log-level", "error", *options, ready="/readyz")
+    children = [*behind, *(fronts if routed else ()), gateway]
     try:
-        for child in (*behind, gateway):
+        for child in children:
             child.start()
-        for child in (*behind, gateway):
+        for child in children:
             child.wait()
         yield gateway, behind
     finally:
-        for child in (gateway, *behind):
+        for child in reversed(children):
             child.kill()
 
 

@@ -217,6 +217,17 @@ class Catalogue:
             ["engine"],
         )
 
+        self._replica_up = gauge(
+            "lychee_replica_up",
+            "1 for an engine behind a router that the router takes for healthy.",
+            ["engine", "replica"],
+        )
+        self._replica_answers = counter(
+            "lychee_replica_answers_total",
+            "Answers of completions by the engine behind a router that began them, errors included.",
+            ["engine", "replica"],
+        )
+
     def _policy_metrics(self, registry: CollectorRegistry) -> None:
         self._rule_names: set[str] = set()
         self._rules = Counter(

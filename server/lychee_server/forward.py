@@ -110,7 +110,7 @@ class EngineAnswer(Response):
         finally:
             if not self._tally.done and self._asked is not None:
                 # The place is free and the charge is made: neither waits for an engine that may be away.
-                await self._asked.upstream.abort(self._completion.rids)
+                await self._asked.replicas.abort(self._completion.rids)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         gateway = self._gateway
@@ -203,6 +203,7 @@ class EngineAnswer(Response):
         self._asked = engine
         try:
             async with engine.upstream.open(self._path, self._completion.body, self._trace, silence) as answer:
+                engine.replicas.answered(answer.routed_to)
                 if answer.status >= 400:
                     body = await answer.read()
                     self._asked = None  # it has refused: nothing is left to abort

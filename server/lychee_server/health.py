@@ -16,6 +16,7 @@ from lychee_server.sse import parse_object
 
 if TYPE_CHECKING:
     from lychee_server.metrics import GatewayMetrics
+    from lychee_server.replicas import Replicas
     from lychee_server.settings import Settings
     from lychee_server.speed import SpeedReference
     from lychee_server.upstream import Upstream
@@ -45,10 +46,17 @@ class EngineMonitor:
     """
 
     def __init__(
-        self, name: str, upstream: Upstream, metrics: GatewayMetrics, settings: Settings, speed: SpeedReference
+        self,
+        name: str,
+        upstream: Upstream,
+        metrics: GatewayMetrics,
+        settings: Settings,
+        speed: SpeedReference,
+        replicas: Replicas,
     ) -> None:
         self._name = name
         self._upstream = upstream
+        self._replicas = replicas
         self._metrics = metrics
         self._settings = settings
         self._speed = speed
@@ -97,8 +105,12 @@ class EngineMonitor:
 
     async def _check(self) -> None:
         try:
-            status, _ = await self._upstream.get("/health", self._settings.health_timeout)
-            problem = "" if status == 200 else f"its /health answers {status}"
+            # a router's /health tells of the router alone
+            path = "/readiness" if self._replicas.behind_router else "/health"
+            status, _ = await self._upstream.get(path, self._settings.health_timeout)
+            problem = "" if status == 200 else f"its {path} answers {status}"
+            if self._replicas.behind_router:
+                await self._replicas.look(self._settings.health_timeout)
         except EngineUnreachable as error:
             self._lose(error.message, away=True)
             return
@@ -136,6 +148,8 @@ class EngineMonitor:
 
     async def _fetch_info(self) -> EngineInfo:
         status, body = await self._upstream.get("/lychee/info", self._settings.health_timeout)
+        if status == 404 and await self._replicas.look(self._settings.health_timeout):
+            status, body = await self._replicas.first("/lychee/info", self._settings.health_timeout)
         if status == 404:
             return await self._fetch_plain_info()
         if status != 200:
@@ -149,7 +163,7 @@ class EngineMonitor:
 
     async def _fetch_plain_info(self) -> EngineInfo:
         """Learn the context window of an SGLang without our plug-in from its model list."""
-        status, body = await self._upstream.get("/v1/models", self._settings.health_timeout)
+        status, body = await self._replicas.first("/v1/models", self._settings.health_timeout)
         cards = (parse_object(body) or {}).get("data") if status == 200 else None
         window = cards[0].get("max_model_len") if isinstance(cards, list) and cards else None
         if not isinstance(window, int):

@@ -182,3 +182,16 @@ class GatewayMetrics(Catalogue):
     def engine_retried(self, engine: str) -> None:
         """Another engine got a request on which this one had failed."""
         self._retries.labels(engine).inc()
+
+    def replica_seen(self, engine: str, replica: str, *, up: bool) -> None:
+        """The router `engine` has this replica."""
+        self._replica_up.labels(engine, replica).set(int(up))
+        self._replica_answers.labels(engine, replica)
+
+    def replica_gone(self, engine: str, replica: str) -> None:
+        """The router `engine` no longer has this replica; what it answered stays counted."""
+        self._replica_up.remove(engine, replica)
+
+    def replica_answered(self, engine: str, replica: str) -> None:
+        """A replica has begun an answer."""
+        self._replica_answers.labels(engine, replica).inc()

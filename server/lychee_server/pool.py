@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import math
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 from lychee_server.breaker import Breaker
 from lychee_server.errors import EngineFailed, EngineLost, EngineTimeout, EngineUnavailable, GatewayError
 from lychee_server.health import EngineMonitor
+from lychee_server.replicas import Replicas
 from lychee_server.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -32,13 +34,15 @@ class Engine:
 
     Attributes:
         name: host and port, its label in the metrics.
+        replicas: the engine itself, or those behind it when it is a router.
         in_flight: completion requests that it works on.
     """
 
     def __init__(self, upstream: Upstream, metrics: GatewayMetrics, settings: Settings, speed: SpeedReference) -> None:
         self.name = urlsplit(upstream.url).netloc
         self.upstream = upstream
-        self.monitor = EngineMonitor(self.name, upstream, metrics, settings, speed)
+        self.replicas = Replicas(self.name, upstream, functools.partial(Upstream.connect, settings), metrics)
+        self.monitor = EngineMonitor(self.name, upstream, metrics, settings, speed, self.replicas)
         self.breaker = Breaker(settings.breaker_failures, settings.breaker_pause)
         self.in_flight = 0
         self._metrics = metrics
@@ -63,6 +67,10 @@ class Engine:
         finally:
             self._loaded(-1)
             self._metrics.engine_breaker(self.name, open=self.breaker.open)
+
+    def teller(self) -> Upstream:
+        """Whom to ask what all replicas answer alike and a router does not pass on."""
+        return next(iter(self.replicas.direct()), self.upstream)
 
     def answering(self) -> None:
         """A stream of the engine has begun."""
@@ -147,6 +155,7 @@ class EnginePool:
     async def aclose(self) -> None:
         """Close all connections."""
         for engine in self.engines:
+            await engine.replicas.aclose()
             await engine.upstream.aclose()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from lychee_server.budget import answer_of
-from lychee_server.errors import EngineFailed
+from lychee_server.errors import EngineFailed, EngineLost
 from lychee_server.schemas import EngineSummary
 from lychee_server.sse import DONE, done_event, event_data, glance_object, json_event, parse_object
 
@@ -72,6 +72,11 @@ class AnswerTally:
         self._first(now)
         if "error" in chunk:
             self.failed = _error_status(chunk["error"])
+            if isinstance(chunk["error"], dict) and "code" not in chunk["error"]:
+                # a router's own words for a replica that broke
+                return json_event(
+                    EngineLost("the connection to the engine broke before the answer was complete").body()
+                )
         choices = chunk.get("choices")
         if chunk.get("usage") and not choices:  # beside choices it is a running count
             self._usage = chunk["usage"]

@@ -13,6 +13,7 @@ import aiohttp
 from yarl import URL
 
 from lychee_server.errors import EngineLost, EngineTimeout, EngineUnreachable, GatewayError, NoSuchModel
+from lychee_server.replicas import ROUTED_TO
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ class EngineResponse:
         self._response = response
         self.status = response.status
         self.content_type: str = response.headers.get("content-type", "")
+        self.routed_to: str | None = response.headers.get(ROUTED_TO)
 
     @property
     def is_event_stream(self) -> bool:

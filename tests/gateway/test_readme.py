@@ -64,6 +64,7 @@ def everything_happened() -> CollectorRegistry:
     metrics.engine_breaker("e:1", open=False)
     metrics.engine_restarted("e:1")
     metrics.engine_retried("e:1")
+    metrics.replica_seen("e:1", "r:1", up=True)
     return registry
 
 

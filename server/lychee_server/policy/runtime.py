@@ -188,7 +188,7 @@ class BudgetPolicy:
             asked = json.dumps({key: body[key] for key in _TOKENIZED if body.get(key) is not None}).encode()
             async with (
                 asyncio.timeout(_TOKENIZE_SECONDS),
-                self._engines.any().upstream.open("/tokenize", asked, {}, _TOKENIZE_SECONDS) as answer,
+                self._engines.any().teller().open("/tokenize", asked, {}, _TOKENIZE_SECONDS) as answer,
             ):
                 reply = parse_object(await answer.read()) if answer.status == 200 else None
         except (GatewayError, TimeoutError, RecursionError) as error:
@@ -244,10 +244,11 @@ class BudgetPolicy:
         if not engine.monitor.ready:
             return []
         try:
-            status, body = await engine.upstream.get(_LOADS, self._timeout)
+            answers = [await upstream.get(_LOADS, self._timeout) for upstream in engine.replicas.direct()]
         except GatewayError:
             return []
-        loads = parse_loads(body) if status == 200 else None
+        read = [parse_loads(body) if status == 200 else None for status, body in answers]
+        loads = None if None in read else [load for found in read if found for load in found]
         if loads is not None:
             self._mute.discard(engine.name)
         elif engine.name not in self._mute:
