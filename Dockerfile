@@ -1,6 +1,7 @@
 # syntax=docker/dockerfile:1
-# Three images of one project:
+# Four images of one project:
 #   docker build --target gateway -t lychee-gateway .         no torch, no SGLang; not root
+#   docker build --target router -t lychee-router .           SGLang's router, for several engines
 #   docker build --target engine-cpu -t lychee-engine:cpu .   SGLang on a CPU, with the embedded model unpacked
 #   docker build --target engine-gpu -t lychee-engine:gpu .   SGLang on NVIDIA GPUs
 # Base images are pinned by tag; add @sha256:... digests for your registry when you build for production.
@@ -42,6 +43,27 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/livez', timeout=4)"]
 ENTRYPOINT ["lychee-gateway"]
+
+
+# ----------------------------------------------------------------------------------------------------- router
+FROM ${PYTHON_IMAGE} AS router
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin lychee
+COPY --from=uv /uv /usr/local/bin/uv
+ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_CACHE_DIR=/var/cache/uv VIRTUAL_ENV=/usr/lib/lychee \
+    PATH=/usr/lib/lychee/bin:$PATH PYTHONUNBUFFERED=1
+WORKDIR /src
+RUN uv venv /usr/lib/lychee
+COPY pyproject.toml constraints.txt ./
+RUN --mount=type=cache,target=/var/cache/uv uv pip install -r pyproject.toml --extra router -c constraints.txt
+USER 10001
+EXPOSE 8001 29000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8001/health', timeout=4)"]
+# One failure takes an engine out for ten seconds: a dead one is not tried until the tries are used up.
+ENTRYPOINT ["smg", "launch", "--host", "0.0.0.0", "--port", "8001", "--prometheus-host", "0.0.0.0", \
+    "--prometheus-port", "29000", "--policy", "cache_aware", "--cb-failure-threshold", "1", \
+    "--cb-timeout-duration-secs", "10", "--health-check-interval-secs", "5", "--worker-startup-check-interval", "5"]
 
 
 # ------------------------------------------------------------------------------------------------- engine-cpu

@@ -104,5 +104,12 @@ def build() -> Dashboard:
             "short",
             Query("lychee_engine_restarts_seen_total", "{{engine}}"),
         ),
+        graph(
+            "Replicas",
+            "Behind a router: 1 while it takes an engine for healthy; answers a second that each began.",
+            "short",
+            Query("lychee_replica_up", "{{replica}} up"),
+            Query(rate("lychee_replica_answers_total", "replica"), "{{replica}} answers"),
+        ),
     ]
     return add(board, panels)

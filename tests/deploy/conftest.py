@@ -91,6 +91,7 @@ def start_prometheus(tmp_path: Path) -> Iterator[Callable[..., Prometheus]]:
             config["global"] = {"scrape_interval": "250ms", "scrape_timeout": "250ms", "evaluation_interval": "250ms"}
             config["scrape_configs"] = [job for job in config["scrape_configs"] if job["job_name"] in targets]
             for job in config["scrape_configs"]:
+                job.pop("dns_sd_configs", None)
                 job["static_configs"] = [{"targets": targets[job["job_name"]]}]
             (tmp_path / "rules").mkdir()
             rules = yaml.safe_load((DEPLOYED / "rules" / "lychee.yml").read_text())

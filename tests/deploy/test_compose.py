@@ -36,8 +36,11 @@ def compose_command() -> list[str] | None:
     return [standalone] if standalone else None
 
 
-@pytest.mark.parametrize("profile", ["cpu", "gpu"])
-def test_compose_itself_accepts_both_profiles(profile, tmp_path):
+@pytest.mark.parametrize(
+    ("profile", "own"),
+    [("cpu", {"engine-cpu"}), ("gpu", {"engine-gpu"}), ("replicas", {"replica-1", "replica-2", "router"})],
+)
+def test_compose_itself_accepts_all_profiles(profile, own, tmp_path):
     command = compose_command()
     if command is None:
         pytest.skip("no docker compose: apt-get install --no-install-recommends docker-compose")
@@ -51,7 +54,7 @@ def test_compose_itself_accepts_both_profiles(profile, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     found = yaml.safe_load(done.stdout)["services"]
-    assert {"gateway", "prometheus", "grafana", f"engine-{profile}"} <= set(found)
+    assert {"gateway", "prometheus", "grafana", *own} <= set(found)
 
 
 def test_the_compose_specification_is_met():
@@ -64,6 +67,9 @@ def test_profiles():
         "gateway": None,
         "engine-cpu": ["cpu"],
         "engine-gpu": ["gpu"],
+        "replica-1": ["replicas"],
+        "replica-2": ["replicas"],
+        "router": ["replicas"],
         "prometheus": None,
         "grafana": None,
     }
@@ -85,7 +91,7 @@ def test_base_images_are_pinned():
     assert all(re.search(r":\d+\.\d+\.\d+", image) for image in images)
 
 
-@pytest.mark.parametrize("target", ["gateway", "engine-cpu", "engine-gpu"])
+@pytest.mark.parametrize("target", ["gateway", "engine-cpu", "engine-gpu", "router"])
 def test_no_image_runs_as_root(target):
     users = re.findall(r"^USER (.+)$", STAGES[target], flags=re.MULTILINE)
     assert users
@@ -140,11 +146,28 @@ def test_the_example_names_every_variable_with_its_default():
 
 def test_prometheus_and_grafana_find_what_they_ask_for():
     scraped = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
-    targets = {target for job in scraped for config in job["static_configs"] for target in config["targets"]}
+    targets = {t for job in scraped for config in job.get("static_configs", []) for t in config["targets"]}
+    targets |= {name for job in scraped for config in job.get("dns_sd_configs", []) for name in config["names"]}
     networks = [service["networks"] for service in SERVICES.values() if isinstance(service["networks"], dict)]
     aliases = {alias for network in networks for alias in network["lychee"]["aliases"]}
     assert {target.split(":")[0] for target in targets} <= {*SERVICES, *aliases, "localhost"}
-    assert aliases == {"engine"}
+    assert aliases == {"engine", "engines"}
+    gateway = SERVICES["gateway"]["environment"]["LYCHEE_GATEWAY_ENGINE_URL"]
+    assert gateway == "http://engine:8001"
+    # in every profile somebody is the gateway's engine, and Prometheus finds the engines themselves
+    for profile in ("cpu", "gpu", "replicas"):
+        mine = [s["networks"]["lychee"]["aliases"] for s in SERVICES.values() if s.get("profiles") == [profile]]
+        assert sum("engine" in names for names in mine) == 1
+        assert sum("engines" in names for names in mine) == (2 if profile == "replicas" else 1)
+
+
+def test_the_router_asks_the_replicas():
+    router = SERVICES["router"]
+    replicas = {f"http://{name}:8001" for name in SERVICES if name.startswith("replica-")}
+    assert set(router["command"][1:]) == replicas
+    assert router["command"][0] == "--worker-urls"
+    entry = re.findall(r"^ENTRYPOINT (.+)$", STAGES["router"], flags=re.MULTILINE)
+    assert '"--port", "8001"' in entry[0]
     source = ROOT / "deploy" / "grafana" / "provisioning" / "datasources" / "prometheus.yml"
     (found,) = yaml.safe_load(source.read_text())["datasources"]
     assert found["url"] == "http://prometheus:9090"
