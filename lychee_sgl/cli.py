@@ -25,6 +25,7 @@ ROOMS: Final = {
     "demo": ("lychee_sgl.demo.cli", "Find a needle in a long text, sparse and dense."),
     "bench": ("lychee_sgl.bench.cli", "Measure speed against stock SGLang on this machine."),
     "eval": ("lychee_sgl.eval.cli", "Measure quality: RULER, needles, long traces and your own files."),
+    "plan-capacity": ("lychee_sgl.capacity.cli", "Say which model, context, batch and budget fit which GPUs."),
     "calibrate": ("lychee_sgl.bench.calibrate", "Measure an engine's time per token against budget, context, batch."),
 }
 
@@ -67,8 +68,9 @@ RecallEvery = Annotated[int | None, typer.Option(min=0, help="Audit one decode s
 PoolTokens = Annotated[
     int | None, typer.Option(min=1, help="Tokens in the KV pool [default: 32768 on a CPU, SGLang's choice on a GPU]")
 ]
+TensorParallel = Annotated[int, typer.Option(min=1, help="GPUs that share the model (tensor-parallel ranks)")]
 EngineArgs = Annotated[
-    list[str] | None, typer.Option(help="Further arguments of SGLang, e.g. --engine-arg '--tp 2'; repeatable")
+    list[str] | None, typer.Option(help="Further arguments of SGLang, e.g. --engine-arg '--page-size 64'; repeatable")
 ]
 
 
@@ -95,6 +97,7 @@ def serve(
     dense_below: DenseBelow = None,
     recall_every: RecallEvery = None,
     max_total_tokens: PoolTokens = None,
+    tp: TensorParallel = 1,
     engine_arg: EngineArgs = None,
     start_timeout: Annotated[
         float, typer.Option(min=1, help="Seconds until a start that is not ready has failed")
@@ -117,6 +120,7 @@ def serve(
             dense_below=dense_below,
             recall_every=recall_every,
             max_total_tokens=max_total_tokens,
+            tp=tp,
             engine_args=tuple(word for argument in engine_arg or [] for word in _words(argument)),
             start_timeout=start_timeout,
         )
@@ -133,6 +137,7 @@ def engine(
     dense_below: DenseBelow = None,
     recall_every: RecallEvery = None,
     max_total_tokens: PoolTokens = None,
+    tp: TensorParallel = 1,
     engine_arg: EngineArgs = None,
 ) -> None:
     """Run the engine alone, in this process: for containers, where others watch it and the gateway is elsewhere."""
@@ -149,6 +154,7 @@ def engine(
             dense_below=dense_below,
             recall_every=recall_every,
             max_total_tokens=max_total_tokens,
+            tp=tp,
             engine_args=tuple(word for argument in engine_arg or [] for word in _words(argument)),
         )
         run_engine(config, host, Console(stderr=True))

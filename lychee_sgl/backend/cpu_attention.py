@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
     from lychee_sgl.backend.plans import ChosenPlan
+    from lychee_sgl.backend.ranks import Ranks
     from lychee_sgl.backend.step import DecodeStep
     from lychee_sgl.config import EngineConfig
 
@@ -42,14 +43,15 @@ class LycheeCpuBackend(HybridHeads, AttentionBackend):
         runner: SGLang's ModelRunner.
         chosen: the plan in use; it fits the model.
         config: the engine settings.
+        ranks: of the engine.
     """
 
-    def __init__(self, runner: Any, chosen: ChosenPlan, config: EngineConfig) -> None:
+    def __init__(self, runner: Any, chosen: ChosenPlan, config: EngineConfig, ranks: Ranks) -> None:
         super().__init__()
         self.device = torch.device(runner.device)
         self.req_to_token_pool = runner.req_to_token_pool
         self.token_to_kv_pool = runner.token_to_kv_pool
-        self.set_up(runner, chosen, config, self.device)
+        self.set_up(runner, chosen, config, self.device, ranks)
         self._decode: list[DecodeStep] = []
         self._extend: list[ExtendPart] = []
 
@@ -135,4 +137,6 @@ class LycheeCpuBackend(HybridHeads, AttentionBackend):
         """Gives the statistics of the decode step that has just run, or None after anything else."""
         if not self._decode:
             return None
-        return HostSteps(step_results(self._decode, len(self.heads), self.plan.model.num_key_value_heads))
+        for step in self._decode:
+            step.add_up(self.ranks)
+        return HostSteps(step_results(self._decode, self.all_heads))

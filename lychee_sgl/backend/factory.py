@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from lychee_sgl.backend.correction import refusals
 from lychee_sgl.backend.plans import choose_plan, model_shape
+from lychee_sgl.backend.ranks import Ranks
 from lychee_sgl.config import EngineConfig
+from lychee_sgl.heads.ranks import check_plan
 
 if TYPE_CHECKING:
     from lychee_sgl.backend.hybrid import HybridHeads
@@ -34,7 +36,10 @@ def check_server_args(runner: Any) -> None:
         (model.is_encoder_decoder, "encoder-decoder models"),
         (args.speculative_algorithm is not None, f"--speculative-algorithm {args.speculative_algorithm}"),
         (args.enable_mixed_chunk, "--enable-mixed-chunk"),
-        (args.tp_size > 1, f"--tp-size {args.tp_size} (in this version: 1)"),
+        # their ranks have rows, or parts of a row's context, of their own; statistics are added up over equal rows
+        (args.enable_dp_attention, "--enable-dp-attention"),
+        (args.attn_cp_size > 1, f"--attn-cp-size {args.attn_cp_size} (in this version: 1)"),
+        (args.dcp_size > 1, f"--dcp-size {args.dcp_size} (in this version: 1)"),
         (args.pp_size > 1, f"--pp-size {args.pp_size} (in this version: 1)"),
         # these make several backends, and sets and budgets live in one
         (args.enable_pdmux, "--enable-pdmux"),
@@ -107,7 +112,8 @@ def create_backend(runner: Any) -> HybridHeads:
 
     Raises:
         BackendRefused: a hook has not been applied, or the model or a setting is not served.
-        PlanError: the head plan cannot be read or does not fit.
+        PlanError: the head plan cannot be read or does not fit, or its sets would cross ranks.
+        RanksDiffer: another rank of this engine has another plan or other settings.
         ConfigError: a setting has a value that is not allowed.
     """
     from lychee_sgl.backend import hooks
@@ -125,16 +131,20 @@ def create_backend(runner: Any) -> HybridHeads:
             if refused:
                 every = config.cache_correction
                 raise BackendRefused(f"LYCHEE_CACHE_CORRECTION is {every}, allowed with {what}: 0")
+    ranks = Ranks.of_this_process()
+    if config.rival_policies and ranks.size > 1:
+        raise BackendRefused(f"LYCHEE_RIVAL_POLICIES is 1, allowed with --tp-size {ranks.size}: 0")
     shape = model_shape(runner.model_config.hf_text_config, args.model_path)
     chosen = choose_plan(config.heads, shape, args.served_model_name)
+    check_plan(chosen.plan, ranks.size, path=None if config.heads is None else str(config.heads))
     backend: HybridHeads
     if str(runner.device) == "cpu":
         from lychee_sgl.backend.cpu_attention import LycheeCpuBackend
 
-        backend = LycheeCpuBackend(runner, chosen, config)
+        backend = LycheeCpuBackend(runner, chosen, config, ranks)
     else:
         from lychee_sgl.backend.gpu_attention import LycheeGpuBackend
 
-        backend = LycheeGpuBackend(runner, chosen, config)
+        backend = LycheeGpuBackend(runner, chosen, config, ranks)
     runner.lychee = backend
     return backend

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend
 
-from lychee_kernels.decode_plan.api import Fallback, PlanRules
+from lychee_kernels.decode_plan.api import SUMMED, Fallback, PlanRules
 from lychee_kernels.decode_plan.around import report_step, snapshot_slots
 from lychee_kernels.decode_plan.triton import plan_decode
 from lychee_kernels.hybrid_decode import hybrid_decode
@@ -17,6 +17,7 @@ from lychee_kernels.hybrid_decode.triton import Launch, attend_layer, select_lay
 from lychee_kernels.work import DecodePlan, LayerTable, WorkShape, Workspace
 from lychee_sgl import compat
 from lychee_sgl.backend.hybrid import HybridHeads
+from lychee_sgl.backend.plans import layer_heads
 from lychee_sgl.backend.results import DenseSteps, DeviceSteps, HostSteps
 from lychee_sgl.backend.step import begin_steps, run_layer, step_results
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from lychee_sgl.backend import step as host_step
     from lychee_sgl.backend.plans import ChosenPlan
+    from lychee_sgl.backend.ranks import Ranks
     from lychee_sgl.config import EngineConfig
 
 logger = logging.getLogger(__name__)
@@ -57,14 +59,15 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
         runner: SGLang's ModelRunner.
         chosen: the plan in use; it fits the model.
         config: the engine settings.
+        ranks: of the engine.
     """
 
     graph_variants = ("dense", "sparse")
 
-    def __init__(self, runner: Any, chosen: ChosenPlan, config: EngineConfig) -> None:
+    def __init__(self, runner: Any, chosen: ChosenPlan, config: EngineConfig, ranks: Ranks) -> None:
         super().__init__(runner)
         self.device = torch.device(runner.device)
-        self.set_up(runner, chosen, config, self.device)
+        self.set_up(runner, chosen, config, self.device, ranks)
         self.variant = self.variant_to_capture = "dense"
         # a pool of sixteen bits holds keys and values as they are, whatever scales a checkpoint brings
         self.scaled = self.token_to_kv_pool.get_key_buffer(0).element_size() == 1
@@ -79,10 +82,10 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
     def _make_kernel_state(self, runner: Any) -> None:
         model, layers = self.plan.model, self.plan.model.num_hidden_layers
         properties = torch.cuda.get_device_properties(self.device)
-        kv_heads = model.num_key_value_heads
+        kv_heads = len(self.ranks.heads(model))
         self.shape = WorkShape(
             kv_heads=kv_heads,
-            group=model.num_attention_heads // kv_heads,
+            group=self.ranks.group_size(model),
             head_dim=model.head_dim,
             block=BLOCK,
             programs=PROGRAMS_PER_PROCESSOR * properties.multi_processor_count,
@@ -95,9 +98,11 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
         readers = [sum(heads.reads.count(root) for heads in self.heads) for root in range(self.roots)]
         self.readers = torch.tensor(readers or [0], dtype=torch.int64, device=self.device)
         self.retrieval = sum(table.retrieval for table in self.layers)
+        self.all_sparse = self._sparse_of_all_ranks()
         writers = max(table.writers for table in self.layers)
         tokens = int(runner.max_total_num_tokens)
-        capacity = min(self.max_rows * self.context_window, self._score_capacity(tokens, writers))
+        # of the rank with most writers: the rows that no longer fit have to be the same on all
+        capacity = min(self.max_rows * self.context_window, self._score_capacity(tokens, self._most_writers()))
         self.rules = PlanRules(
             dense_below=self.dense_below,
             recall_every=self.recall_every,
@@ -125,9 +130,30 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
             100 * self.workspace.bytes() / pool,
             capacity,
         )
+        self._meet_the_other_ranks()
         self._slots = torch.empty(0, dtype=torch.int32, device=self.device)
         self._selection = torch.cuda.Stream(self.device)
         self._selecting = False
+
+    def _meet_the_other_ranks(self) -> None:
+        """Makes sure that the same rows run dense on all, and makes the communicator before anything is captured."""
+        self.ranks.agree(
+            {"the room for sets and scores": [self.rules.set_capacity, self.rules.score_capacity, self.max_rows]}
+        )
+        self.ranks.add_up(torch.zeros((len(SUMMED), 1), dtype=torch.float64, device=self.device))
+        torch.cuda.synchronize(self.device)
+
+    def _sparse_of_all_ranks(self) -> int:
+        """Sparse heads of the whole engine, copies counted."""
+        ranks, model = range(self.ranks.size), self.plan.model
+        columns = [head for rank in ranks for head in self.ranks.heads(model, rank)]
+        return sum(row[head] == "S" for row in self.plan.roles for head in columns)
+
+    def _most_writers(self) -> int:
+        """Most sets that a layer of any rank writes."""
+        plan, size = self.plan, self.ranks.size
+        sliced = (layer_heads(plan, self.ranks.heads(plan.model, rank))[0] for rank in range(size))
+        return max(sum(write >= 0 for write in heads.writes) for layers in sliced for heads in layers)
 
     def _score_capacity(self, tokens: int, writers: int) -> int:
         """Tokens of context whose scores fit the share of the pool that they may take; one whole context at least."""
@@ -283,16 +309,22 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
         step, self._step = self._step, None
         if self._rivals:
             rivals, self._rivals = self._rivals, []
-            return HostSteps(step_results(rivals, len(self.heads), self.shape.kv_heads))
+            return HostSteps(step_results(rivals, self.all_heads))
         if step is None:
             return None
-        heads = len(self.heads) * self.shape.kv_heads
         if self.variant == "sparse":
             report = report_step(
-                self.step_plan, self.workspace, self.shape, self.readers, self.retrieval, len(step.slots)
+                self.step_plan,
+                self.workspace,
+                self.shape,
+                self.readers,
+                self.retrieval,
+                len(step.slots),
+                sparse_heads=self.all_sparse,
             )
-            return DeviceSteps(report, heads, [fallback is None for fallback in step.fallbacks])
+            self.ranks.add_up(report[: len(SUMMED)])
+            return DeviceSteps(report, self.all_heads, [fallback is None for fallback in step.fallbacks])
         budgets = [self.table.host_budget(*row) for row in zip(step.slots, step.lengths, strict=True)]
         # without a reason of its own: a batch larger than our kernels take
         reasons = [int(Fallback.WORKSPACE if fallback is None else fallback) for fallback in step.fallbacks]
-        return DenseSteps(step.lengths, budgets, reasons, heads)
+        return DenseSteps(step.lengths, budgets, reasons, self.all_heads)

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from lychee_kernels.decode_plan.api import DENSE
-from lychee_sgl import compat
+from lychee_sgl import __version__, compat
 from lychee_sgl.backend.correction import Schedule, correct, refusals
 from lychee_sgl.backend.plans import layer_heads
 from lychee_sgl.backend.request import BudgetRequest, resolve
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from lychee_sgl.backend.correction import Corrected
     from lychee_sgl.backend.plans import ChosenPlan
+    from lychee_sgl.backend.ranks import Ranks
     from lychee_sgl.config import EngineConfig
 
 
@@ -30,8 +31,10 @@ class HybridHeads:
     """The part of the attention backend that the hooks speak to.
 
     Attributes:
-        plan: the head plan in use.
-        heads: each layer's roles.
+        plan: the head plan in use, of the whole model.
+        ranks: which of its heads are here.
+        heads: each layer's roles, of this rank's heads.
+        all_heads: KV heads of all layers and ranks.
         roots: sets of a row.
         table: what each request slot asked for.
         batch_reqs: the requests of the batch at hand, in the order of its rows.
@@ -45,7 +48,7 @@ class HybridHeads:
     _uncorrectable = False
     req_to_token_pool: Any
 
-    def set_up(self, runner: Any, chosen: ChosenPlan, config: EngineConfig, device: torch.device) -> None:
+    def set_up(self, runner: Any, chosen: ChosenPlan, config: EngineConfig, device: torch.device, ranks: Ranks) -> None:
         """Takes over plan and settings, once the backend knows SGLang's pools.
 
         Args:
@@ -53,10 +56,17 @@ class HybridHeads:
             chosen: the plan in use; it fits the model.
             config: the engine settings.
             device: where the pools are.
+            ranks: of the engine; the plan keeps its sets on them.
+
+        Raises:
+            RanksDiffer: another rank has another plan or other settings.
         """
         self.plan = chosen.plan
         self.context_window = runner.model_config.context_len
-        self.heads, self.roots = layer_heads(chosen.plan)
+        self.ranks = ranks
+        columns = ranks.heads(chosen.plan.model)
+        self.heads, self.roots = layer_heads(chosen.plan, columns)
+        self.all_heads = len(self.heads) * len(columns) * ranks.size
         self.dense_below = config.resolved_dense_below(device.type)
         self.recall_every = config.recall_every
         self.serves_rivals = config.rival_policies
@@ -66,6 +76,15 @@ class HybridHeads:
         slots = runner.req_to_token_pool.req_to_token.shape[0] - 1
         self.table, self.schedule = RowTable(slots, device), Schedule(slots)
         self.batch_reqs: list[Any] | None = None
+        ranks.agree(
+            {
+                "the plan's sha256": chosen.plan.sha256(),
+                "LYCHEE_DENSE_BELOW": self.dense_below,
+                "LYCHEE_RECALL_EVERY": self.recall_every,
+                "LYCHEE_CACHE_CORRECTION": self.correction,
+                "the version of lychee-sgl": __version__,
+            }
+        )
 
     def batch_has_rivals(self) -> bool:
         """Whether a request of the batch at hand names a policy other than the plan."""
@@ -89,9 +108,8 @@ class HybridHeads:
         due = self.schedule.due(self.batch_reqs, lengths[: len(self.batch_reqs)])
         if not due:
             return None
-        heads = sum(len(heads.reads) for heads in self.heads)
         slots = self.req_to_token_pool.req_to_token
-        return correct(forward, batch, due, slots, most=self._pass_tokens, heads=heads)
+        return correct(forward, batch, due, slots, most=self._pass_tokens, heads=self.all_heads)
 
     def admit(self, reqs: list[Any], lengths: list[int]) -> None:
         """Writes the row tables for the requests of an extend batch, before it runs (DESIGN.md 3).

@@ -70,16 +70,21 @@ def choose_plan(path: Path | None, shape: ModelShape, *names: str | None) -> Cho
     return ChosenPlan(plan=heuristic_plan(shape), heuristic=True)
 
 
-def layer_heads(plan: HeadPlan) -> tuple[tuple[LayerHeads, ...], int]:
+def layer_heads(plan: HeadPlan, columns: range | None = None) -> tuple[tuple[LayerHeads, ...], int]:
     """Resolves a plan into what each layer's heads write and read.
+
+    Args:
+        plan: in which no sparse head among `columns` has its root outside.
+        columns: the KV heads of a layer that this rank has; all by default.
 
     Returns:
         One `LayerHeads` a layer, and R, the number of roots.
     """
-    index = {root: i for i, root in enumerate(plan.roots())}
+    columns = range(plan.model.num_key_value_heads) if columns is None else columns
+    index = {root: i for i, root in enumerate(root for root in plan.roots() if root[1] in columns)}
     layers = []
     for layer in range(plan.model.num_hidden_layers):
-        heads = [(layer, head) for head in range(plan.model.num_key_value_heads)]
+        heads = [(layer, head) for head in columns]
         layers.append(
             LayerHeads(
                 writes=tuple(index.get(head, -1) if plan.is_retrieval(*head) else -1 for head in heads),

@@ -34,7 +34,7 @@ class DenseSteps:
         lengths: the rows' contexts.
         budgets: what their sets might have held, or `DENSE`.
         fallbacks: why each ran dense.
-        heads: KV heads of all layers.
+        heads: KV heads of all layers and ranks.
     """
 
     def __init__(self, lengths: list[int], budgets: list[int], fallbacks: list[int], heads: int) -> None:
@@ -51,8 +51,8 @@ class DeviceSteps:
     """Statistics that a device is still computing; SGLang reads them by row once its own copies have arrived.
 
     Args:
-        report: float64 [B, 5] on the device, columns as in `Report`.
-        heads: KV heads of all layers.
+        report: float64 [5, B] on the device, lines as in `Report`.
+        heads: KV heads of all layers and ranks.
         sparse: rows in which some head may have read less than everything.
     """
 
@@ -69,7 +69,7 @@ class DeviceSteps:
 
     def __getitem__(self, row: int) -> tuple[Any, ...]:
         if self._rows is None:
-            self._rows = (self._report.cpu() if self._copied is None else self._copied).tolist()
+            self._rows = (self._report.cpu() if self._copied is None else self._copied).T.tolist()
         values = self._rows[row]
         context, recall = int(values[Report.CONTEXT]), values[Report.RECALL]
         return (

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lychee_kernels.decode_plan.api import PlanRules, RowDecisions
     from lychee_kernels.layout import LayerHeads
     from lychee_kernels.policies.api import Attend
+    from lychee_sgl.backend.ranks import Ranks
     from lychee_sgl.backend.rows import RowTable
 
 
@@ -78,14 +79,20 @@ class DecodeStep:
         self.recall_heads += result.recall_heads
         return result.out
 
-    def results(self, layers: int, kv_heads: int) -> list[Step]:
-        """Gives each of these rows' statistics, once all layers have run."""
+    def add_up(self, ranks: Ranks) -> None:
+        """Makes the sums those of all ranks, once all layers have run; all ranks call it."""
+        sums = torch.stack([self.attended.double(), self.recall_sum, self.recall_heads.double()])
+        ranks.add_up(sums)
+        self.attended, self.recall_sum, self.recall_heads = sums[0].long(), sums[1], sums[2].long()
+
+    def results(self, all_heads: int) -> list[Step]:
+        """Gives each of these rows' statistics, once all layers have run, of so many KV heads in all layers."""
         lengths, fallback, bound = (t.tolist() for t in (self.seq_lens, self.rows.fallback, self.rows.bound))
         attended, mass, heads = (t.tolist() for t in (self.attended, self.recall_sum, self.recall_heads))
         return [
             Step(
                 attended=attended[b],
-                dense_equivalent=lengths[b] * layers * kv_heads,
+                dense_equivalent=lengths[b] * all_heads,
                 fallback=fallback[b],
                 budget=bound[b],
                 context=lengths[b],
@@ -184,12 +191,12 @@ def run_layer(
     return out
 
 
-def step_results(steps: Sequence[DecodeStep], layers: int, kv_heads: int) -> list[Step]:
-    """Gives the statistics of all rows in the order of the batch."""
+def step_results(steps: Sequence[DecodeStep], all_heads: int) -> list[Step]:
+    """Gives the statistics of all rows in the order of the batch; see `DecodeStep.results`."""
     if len(steps) == 1:
-        return steps[0].results(layers, kv_heads)
+        return steps[0].results(all_heads)
     placed: dict[int, Step] = {}
     for step in steps:
         assert step.members is not None
-        placed.update(zip(step.members.tolist(), step.results(layers, kv_heads), strict=True))
+        placed.update(zip(step.members.tolist(), step.results(all_heads), strict=True))
     return [placed[row] for row in sorted(placed)]

@@ -183,7 +183,9 @@ def _numbers(option: str, text: str, kind: Callable[[str], Number]) -> tuple[Num
 @app.command()
 def gpu(
     model: Annotated[Path, typer.Option(help="Folder with a config.json; weights are not needed.")],
-    out: Annotated[Path, typer.Option(help="Where the JSON goes.")] = Path("gpu-engine.json"),
+    out: Annotated[
+        Path, typer.Option(help="Where the JSON goes. A run that broke off goes on with what is in it.")
+    ] = Path("gpu-engine.json"),
     cases: Annotated[str, typer.Option(help="Batches: CONTEXTxROWS or CONTEXT:BUDGET+..., with commas.")] = "131072x1",
     flashinfer: Annotated[str, typer.Option(help="Batches for a stock engine with FlashInfer.")] = "",
     triton: Annotated[str, typer.Option(help="Batches for a stock engine with its Triton backend.")] = "",
@@ -193,10 +195,21 @@ def gpu(
     engine_args: Annotated[
         str, typer.Option(help='Further arguments of SGLang, like "--kv-cache-dtype fp8_e4m3 --page-size 16".')
     ] = "",
+    tp: Annotated[int, typer.Option(min=1, help="GPUs that share the model (tensor-parallel ranks).")] = 1,
+    plans: Annotated[
+        str, typer.Option(help="Where the retrieval heads lie: random, balanced, unbalanced; an engine for each.")
+    ] = "random",
+    tokens: Annotated[
+        int, typer.Option(min=0, help="Prompts whose answers on one GPU and on --tp are compared, ours and stock's.")
+    ] = 0,
+    against: Annotated[
+        Path | None, typer.Option(help="A measurement on one GPU: how much of its speedup is left.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure everything again.")] = False,
 ) -> None:
-    """Time per token inside SGLang on a GPU: ours against FlashInfer's dense decode, with dummy weights."""
+    """Time per token inside SGLang on GPUs: ours against FlashInfer's dense decode, with dummy weights."""
     from lychee_sgl.bench import gpu as bench
-    from lychee_sgl.bench.machine import describe, device_name
+    from lychee_sgl.bench.gpu_cli import Wanted, measure
     from lychee_sgl.serve.supervisor import StartFailed
 
     console = Console(stderr=True, highlight=False)
@@ -208,17 +221,13 @@ def gpu(
     except ValueError as error:
         console.print(f"error: a batch cannot be read ({error}); they look like 131072x4", markup=False)
         raise typer.Exit(2) from error
-    stock = {name: parsed[name] for name in ("flashinfer", "triton") if parsed[name]}
-    state = out.parent / "gpu-bench"
-    state.mkdir(parents=True, exist_ok=True)
-    here = describe() | {"device": device_name(accelerator=True)}
     try:
-        bench.run(
-            state, model=model, cases=parsed["ours"], stock_cases=stock, retrieval=retrieval_heads, budget=budget,
-            engine_args=tuple(engine_args.split()), environ={}, repeats=repeats,
-            say=lambda line: console.print(line, markup=False, soft_wrap=True),
-            save=lambda record: _write(out, here | record),
+        wanted = Wanted(
+            model=model, cases=parsed.pop("ours"), stock={name: found for name, found in parsed.items() if found},
+            retrieval=retrieval_heads, budget=budget, repeats=repeats, engine_args=tuple(engine_args.split()), tp=tp,
+            placements=tuple(plans.split(",")), tokens=tokens, against=against,
         )  # fmt: skip
-    except StartFailed as error:
+        measure(wanted, out, fresh=fresh, say=lambda line: console.print(line, markup=False, soft_wrap=True))
+    except (StartFailed, ValueError, OSError) as error:
         console.print(f"error: {error}", markup=False)
         raise typer.Exit(1) from error

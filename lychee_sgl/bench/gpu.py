@@ -2,7 +2,8 @@
 
 The lychee engine runs a batch of dense requests as stock SGLang does, with FlashInfer in a CUDA graph of its own; so
 both figures of a line come from one process, one memory and one set of cached prompts. A stock engine measured with the
-same prompts shows that nothing is lost on the way.
+same prompts shows that nothing is lost on the way. On several ranks the same is measured for plans whose retrieval
+heads lie on the ranks in different ways.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from lychee_sgl.heads.plan import HeadPlan, ModelShape, PlanDefaults
+from lychee_sgl.heads.ranks import pace, rank_heads
+from lychee_sgl.heads.shard import shard
+from lychee_sgl.serve.config import shared_cores
+from lychee_sgl.serve.preflight import accelerators
 from lychee_sgl.serve.process import Lifeline, Service, ServiceSpec, meaningful_tail
 from lychee_sgl.serve.solo import free_port
 from lychee_sgl.serve.supervisor import StartFailed
@@ -56,45 +62,59 @@ class Case:
         )
 
 
-def head_plan(config: dict[str, Any], retrieval: int, budget: int, seed: int = 1) -> dict[str, Any]:
-    """Makes a plan with so many retrieval heads at random places, layer 0's among them: a shape to time, no quality."""
-    layers, heads = config["num_hidden_layers"], config["num_key_value_heads"]
-    rest = [(layer, head) for layer in range(1, layers) for head in range(heads)]
+def head_plan(
+    config: dict[str, Any], retrieval: int, budget: int, *, placement: str = "random", tp: int = 1, seed: int = 1
+) -> HeadPlan:
+    """Makes a plan with so many retrieval heads, layer 0's among them: a shape to time, no quality.
+
+    Args:
+        config: the model's `config.json`.
+        retrieval: retrieval heads.
+        budget: the plan's default.
+        placement: `random` places; `balanced`, moved so that every rank has as many in each layer; `unbalanced`, all
+            but layer 0's at random places of the first rank.
+        tp: ranks.
+        seed: of the places.
+    """
+    shape = ModelShape.from_config(config, name=config["model_type"])
+    layers, heads = shape.num_hidden_layers, shape.num_key_value_heads
+    where = rank_heads(heads, tp, 0) if placement == "unbalanced" else range(heads)
+    rest = [(layer, head) for layer in range(1, layers) for head in where]
     chosen = set(random.Random(seed).sample(rest, retrieval - heads))
-    return {
-        "schema": "lychee-sgl/head-plan",
-        "version": 1,
-        "name": f"{config['model_type']}-random-{retrieval}",
-        "model": {
-            "name": config["model_type"],
-            "architecture": config["architectures"][0],
-            "num_hidden_layers": layers,
-            "num_attention_heads": config["num_attention_heads"],
-            "num_key_value_heads": heads,
-            "head_dim": config["head_dim"],
-        },
-        "roles": [
+    plan = HeadPlan(
+        name=f"{config['model_type']}-random-{retrieval}",
+        model=shape,
+        roles=tuple(
             "".join("R" if layer == 0 or (layer, head) in chosen else "S" for head in range(heads))
             for layer in range(layers)
-        ],
-        "sources": {},
-        "defaults": {
-            "budget": budget,
-            "mode": "topk",
-            "value": None,
-            "sinks": 64,
-            "recent": 256,
-            "auto": {"fraction": 0.125, "min": 512, "max": 4096},
-        },
-        "provenance": {"method": "random", "seed": seed},
-    }
+        ),
+        defaults=PlanDefaults(budget=budget),
+        provenance={"method": "random", "seed": seed, "placement": placement},
+    )
+    return shard(plan, tp).plan if placement == "balanced" else plan
 
 
 @contextlib.contextmanager
 def engine(
-    state: Path, *, model: Path, backend: str, args: tuple[str, ...], environ: dict[str, str]
+    state: Path,
+    *,
+    model: Path,
+    backend: str,
+    args: tuple[str, ...],
+    environ: dict[str, str],
+    tp: int = 1,
+    weights: str = "dummy",
 ) -> Iterator[tuple[str, float]]:
-    """Runs one SGLang server with dummy weights and no tokenizer.
+    """Runs one SGLang server without a tokenizer.
+
+    Args:
+        state: folder for its log.
+        model: folder of the model.
+        backend: SGLang's attention backend.
+        args: further arguments of SGLang.
+        environ: further environment.
+        tp: tensor-parallel ranks.
+        weights: SGLang's load format.
 
     Yields:
         Its address and the seconds that it took to start.
@@ -104,10 +124,16 @@ def engine(
     """
     port = free_port()
     command = (
-        sys.executable, "-m", "sglang.launch_server", "--model-path", str(model), "--load-format", "dummy",
-        "--skip-tokenizer-init", "--attention-backend", backend, "--port", str(port), *args,
+        sys.executable, "-m", "sglang.launch_server", "--model-path", str(model), "--load-format", weights,
+        "--skip-tokenizer-init", "--attention-backend", backend, "--port", str(port), "--tp-size", str(tp), *args,
     )  # fmt: skip
-    log = state / f"engine-{backend}.log"
+    if not accelerators(os.environ | environ):
+        environ = {
+            "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",
+            **(shared_cores(tp) if tp > 1 else {}),
+        } | environ
+    log = state / f"engine-{backend}-tp{tp}.log"
     spec = ServiceSpec(name=backend, command=command, environment=os.environ | environ, log=log, stop_grace=10)
     service = Service(spec, lifeline := Lifeline())
     start = time.monotonic()
@@ -199,25 +225,53 @@ def run(
     repeats: int,
     say: Callable[[str], None],
     save: Callable[[dict[str, Any]], None],
-) -> None:
-    """Measures our engine on `cases`, then stock engines, by backend, on `stock_cases`; saves after every batch."""
+    tp: int = 1,
+    placements: tuple[str, ...] = ("random",),
+    done: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Measures our engine on `cases`, then stock engines, by backend, on `stock_cases`; saves after every batch.
+
+    Args:
+        state: folder for logs and plans.
+        model: folder with a `config.json`.
+        cases: batches for ours.
+        stock_cases: batches for stock engines, by backend.
+        retrieval: retrieval heads of the plans.
+        budget: of the plans.
+        engine_args: further arguments of SGLang.
+        environ: further environment of our engines.
+        repeats: how often a batch is timed.
+        say: told of every line.
+        save: gets the record after every batch.
+        tp: tensor-parallel ranks.
+        placements: plans for ours, as in `head_plan`: an engine for each; the first is called `lychee` in the record,
+            the others `lychee_<placement>`.
+        done: the record of a run that broke off; what it has is not measured again.
+    """
     config = json.loads((model / "config.json").read_text())
-    plan = state / "plan.json"
-    plan.write_text(json.dumps(head_plan(config, retrieval, budget)))
-    vocabulary = config["vocab_size"]
-    record: dict[str, Any] = {"model": config["model_type"], "retrieval_heads": retrieval, "budget": budget}
-    record["engine_args"] = list(engine_args)
-    ours = {"LYCHEE_HEADS": str(plan)} | environ
-    engines = {"lychee": cases} | stock_cases
-    for backend, batches in engines.items():
-        if not batches:
+    settings: dict[str, Any] = {"model": config["model_type"], "retrieval_heads": retrieval, "budget": budget}
+    settings |= {"engine_args": list(engine_args), "tp": tp, "repeats": repeats}
+    record = done if done and {key: done.get(key) for key in settings} == settings else settings
+    ours = {"lychee" if i == 0 else f"lychee_{name}": name for i, name in enumerate(placements)}
+    for key, batches in (dict.fromkeys(ours, cases) | stock_cases).items():
+        missing = {name: case for name, case in batches.items() if name not in record.get(key, {}).get("batches", {})}
+        if not missing:
             continue
-        environment = ours if backend == "lychee" else {}
-        with engine(state, model=model, backend=backend, args=engine_args, environ=environment) as (address, seconds):
-            say(f"{backend} engine up after {seconds:.0f} s")
-            lines = record[backend] = {"start_seconds": seconds, "batches": {}}
-            for name, case in batches.items():
-                line = measure(address, case, vocabulary=vocabulary, repeats=repeats, sparse=backend == "lychee")
+        environment, about = {}, {}
+        if key in ours:
+            plan = head_plan(config, retrieval, budget, placement=ours[key], tp=tp)
+            plan.save(state / f"{key}.json")
+            environment = {"LYCHEE_HEADS": str(state / f"{key}.json")} | environ
+            about = {"placement": ours[key], "pace": pace(plan, tp)}
+        backend = "lychee" if key in ours else key
+        with engine(state, model=model, backend=backend, args=engine_args, environ=environment, tp=tp) as running:
+            address, seconds = running
+            say(f"{key} engine up after {seconds:.0f} s")
+            lines = record.setdefault(key, {"batches": {}}) | about | {"start_seconds": seconds}
+            record[key] = lines
+            for name, case in missing.items():
+                line = measure(address, case, vocabulary=config["vocab_size"], repeats=repeats, sparse=key in ours)
                 lines["batches"][name] = line
-                say(f"{backend} {name}: {json.dumps(line)}")
+                say(f"{key} {name}: {json.dumps(line)}")
                 save(record)
+    return record

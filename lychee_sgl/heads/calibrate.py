@@ -15,6 +15,7 @@ from lychee_sgl.heads.gains import WEIGHTINGS, Weighting, measure_gains
 from lychee_sgl.heads.measure import LoadedModel, prefilled
 from lychee_sgl.heads.needles import needle_prompts
 from lychee_sgl.heads.plan import HeadPlan, PlanDefaults
+from lychee_sgl.heads.ranks import check_tp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,7 @@ class Settings:
         context: tokens of the longest; the shortest has half.
         sinks: first tokens always kept.
         recent: last tokens always kept.
+        tp: ranks that the plan is to be balanced for.
     """
 
     retrieval: int
@@ -44,6 +46,7 @@ class Settings:
     context: int = 3000
     sinks: int = 64
     recent: int = 256
+    tp: int = 1
 
     def check(self, loaded: LoadedModel) -> None:
         """Refuse what cannot be done with this model.
@@ -52,6 +55,7 @@ class Settings:
             ValueError: a setting is out of range; the message names it, its value and what is allowed.
         """
         shape = loaded.shape
+        check_tp(shape, self.tp)
         least, most = shape.num_key_value_heads, shape.num_hidden_layers * shape.num_key_value_heads
         if not least <= self.retrieval <= most:
             raise ValueError(
@@ -140,6 +144,7 @@ def calibrate(
         layers=loaded.shape.num_hidden_layers,
         heads=loaded.shape.num_key_value_heads,
         retrieval=settings.retrieval,
+        ranks=min(settings.tp, loaded.shape.num_key_value_heads),
     )
     return HeadPlan(
         name=name,

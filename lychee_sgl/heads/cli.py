@@ -11,6 +11,8 @@ from lychee_sgl.heads.cli_drift import drift
 from lychee_sgl.heads.cli_train import ablate, plot, step_time, train
 from lychee_sgl.heads.heuristic import heuristic_plan
 from lychee_sgl.heads.plan import HeadPlan, ModelShape
+from lychee_sgl.heads.ranks import allowed_sizes, check_plan, pace
+from lychee_sgl.heads.registry import shipped_plan
 from lychee_sgl.heads.terminal import command_line, one_line_errors, say, writable
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ def calibrate(
     seed: Annotated[int, typer.Option(help="Of the calibration prompts")] = 0,
     prompts: Annotated[int, typer.Option(help="How many calibration prompts")] = 8,
     context: Annotated[int, typer.Option(help="Tokens of the longest prompt; the shortest has half")] = 3000,
+    tp: Annotated[int, typer.Option(min=1, help="Balance the plan for so many tensor-parallel ranks")] = 1,
     name: Annotated[str | None, typer.Option(help="The plan's name [default: the model's]")] = None,
     model_name: ModelName = None,
     cache: Cache = None,
@@ -58,7 +61,7 @@ def calibrate(
 
         settings = Settings(
             retrieval=retrieval_heads, budget=budget, weighting=weighting,  # type: ignore[arg-type]  # checked by run
-            seed=seed, prompts=prompts, context=context,
+            seed=seed, prompts=prompts, context=context, tp=tp,
         )  # fmt: skip
         columns = (TextColumn("calibrating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True)) as bar:
@@ -141,12 +144,18 @@ def show(
 
 
 @app.command()
-def check(model: ModelPath, heads: Annotated[Path, typer.Option(help="A head plan (JSON)")]) -> None:
-    """Say whether a plan fits a model; exit status 1 when it does not."""
+def check(
+    model: ModelPath,
+    heads: Annotated[Path, typer.Option(help="A head plan (JSON)")],
+    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks it is to be served on")] = 1,
+) -> None:
+    """Say whether a plan fits a model, on so many ranks; exit status 1 when it does not."""
     with one_line_errors():
         plan, shape = HeadPlan.load(heads), _shape(model)
         plan.check_fits(shape)
+        check_plan(plan, tp, path=str(heads))
         say(f"{heads} fits {shape}")
+        say("tensor parallel: " + ", ".join(f"{n} (pace {pace(plan, n):.2f})" for n in allowed_sizes(plan)))
         if plan.model.base_name != shape.base_name:
             say(f"but it was made for {plan.model.name}: in another model of the same shape other heads retrieve")
 
@@ -163,6 +172,31 @@ def compare(first: PlanFile, second: Annotated[Path, typer.Argument(help="Anothe
         say(f"retrieval heads: {len(left)} and {len(right)}, {len(left & right)} in both")
         say(f"Jaccard index: {len(left & right) / len(left | right):.3f}")
         say(f"sparse in both: {len(sparse)}, of these {same} with the same root")
+
+
+@app.command()
+def shard(
+    plan: Annotated[str, typer.Argument(help="A head plan (JSON), or the model of one that ships with the package")],
+    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks")],
+    out: Annotated[Path, typer.Option(help="Where the new plan goes")],
+) -> None:
+    """Balance a plan for tensor parallelism and keep every set on its rank, without measuring the model again."""
+    from lychee_sgl.heads.shard import shard as run
+
+    with one_line_errors():
+        writable(out)
+        old = shipped_plan(plan) or HeadPlan.load(plan)
+        result = run(old, tp)
+        result.plan.save(out)
+        before, after = pace(old, tp), pace(result.plan, tp)
+        say(
+            f"{out}: {result.moved} of {old.retrieval_count} retrieval heads moved, {result.rerooted} sparse heads "
+            f"read another set; pace {before:.2f} before, {after:.2f} now (1 is balanced)"
+        )
+        say(
+            "nothing about the moved heads is measured: `lychee-sgl heads measure` tells what it cost, "
+            f"`lychee-sgl heads calibrate --tp {tp}` chooses by measurement"
+        )
 
 
 @app.command()

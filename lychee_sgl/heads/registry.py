@@ -42,6 +42,11 @@ def find_plan(shape: ModelShape, *names: str) -> HeadPlan | None:
     return None
 
 
+def shipped_plan(model: str) -> HeadPlan | None:
+    """The shipped plan that was measured on the model of this name, or None."""
+    return next((plan for plan in shipped_plans() if plan.model.base_name == _last_part(model)), None)
+
+
 def _last_part(name: str) -> str:
     return name.replace("\\", "/").rstrip("/").rpartition("/")[2].lower()
 

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Final
 
 from lychee_sgl.config import ConfigError, EngineConfig
-from lychee_sgl.heads.plan import HeadPlan
+from lychee_sgl.heads.plan import HeadPlan, PlanError
+from lychee_sgl.heads.ranks import check_plan
+from lychee_sgl.heads.registry import shipped_plan
+from lychee_sgl.models.embedded import MODEL_NAME
 from lychee_sgl.serve.process import ServiceSpec
 from lychee_sgl.serve.ready import url
 
@@ -29,6 +32,9 @@ OWNED_FLAGS: Final = {
     "--port": "--engine-port",
     "--served-model-name": "--served-model-name",
     "--max-total-tokens": "--max-total-tokens",
+    "--tp": "--tp",
+    "--tp-size": "--tp",
+    "--tensor-parallel-size": "--tp",
     "--attention-backend": "none: hybrid heads need the backend lychee",
 }
 
@@ -47,6 +53,7 @@ class ServeConfig:
         dense_below: contexts up to this length run dense; None for the engine's default.
         recall_every: one decode step in so many is audited; None for the engine's default.
         max_total_tokens: size of the KV pool in tokens; None for 32768 on a CPU and SGLang's choice on a GPU.
+        tp: tensor-parallel ranks, each a GPU (or a process on a CPU).
         engine_args: further arguments of SGLang, the last word where they repeat ours.
         start_timeout: seconds until a start that is not ready counts as failed.
     """
@@ -60,6 +67,7 @@ class ServeConfig:
     dense_below: int | None = None
     recall_every: int | None = None
     max_total_tokens: int | None = None
+    tp: int = 1
     engine_args: tuple[str, ...] = ()
     start_timeout: float = 900.0
 
@@ -91,10 +99,15 @@ class ServeConfig:
         settings = EngineConfig.from_env(engine_settings(self, environ))
         if settings.heads is not None:
             try:
-                HeadPlan.load(settings.heads)
+                check_plan(HeadPlan.load(settings.heads), self.tp, path=str(settings.heads))
             except (OSError, ValueError) as error:
                 option = "--heads" if self.heads is not None else "LYCHEE_HEADS"
                 raise ConfigError(f"{option}: {error}") from error
+        elif self.model is None and self.tp > 1 and (plan := shipped_plan(MODEL_NAME)) is not None:
+            try:
+                check_plan(plan, self.tp)
+            except PlanError as error:
+                raise ConfigError(f"--tp {self.tp}: {error}") from error
 
 
 def _check_model(model: str | None) -> None:
@@ -148,6 +161,8 @@ def engine_service(
         "--host": host,
         "--port": str(config.engine_port),
     }
+    if config.tp > 1:
+        arguments["--tp-size"] = str(config.tp)
     flags = ["--enable-metrics"]
     environment = {**engine_settings(config, environ), "PYTHONUNBUFFERED": "1"}
     max_total_tokens = config.max_total_tokens
@@ -159,6 +174,8 @@ def engine_service(
         environment = {"SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0", "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0", **environment}
         # Decode runs fastest on one thread; idle threads that spin would slow it down twentyfold.
         environment.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
+        if config.tp > 1:
+            environment = {**shared_cores(config.tp), **environment}
     if max_total_tokens is not None:
         arguments["--max-total-tokens"] = str(max_total_tokens)
     words = [word for pair in arguments.items() for word in pair]
@@ -170,6 +187,15 @@ def engine_service(
         log=state / "engine.log",
         stop_grace=ENGINE_STOP_SECONDS,
     )
+
+
+def shared_cores(tp: int) -> dict[str, str]:
+    """Lets more ranks share the cores than the machine has memory nodes, which SGLang wants to be told of."""
+    cores = sorted(os.sched_getaffinity(0))
+    return {
+        "SGLANG_CPU_OMP_THREADS_BIND": "|".join([",".join(str(core) for core in cores)] * tp),
+        "LYCHEE_PREFILL_THREADS": str(max(1, len(cores) // tp)),
+    }
 
 
 def gateway_service(config: ServeConfig, *, state: Path, environ: Mapping[str, str]) -> ServiceSpec:

@@ -41,8 +41,10 @@ def serve(config: ServeConfig, console: Console, *, verbose: bool) -> None:
     """
     logging.getLogger("httpx").setLevel(logging.WARNING)
     environ = current_environment()
-    accelerator = bool(accelerators(environ))
+    gpus = accelerators(environ)
+    accelerator = bool(gpus)
     config.check(environ)
+    _check_gpus(config, gpus)
     _check_machine(config, environ, accelerator=accelerator)
     state = state_folder(config.port, environ)
     prepare_state(state)
@@ -80,8 +82,10 @@ def run_engine(config: ServeConfig, host: str, console: Console) -> NoReturn:
         ModelUnavailable: the embedded model is wanted and cannot be made.
     """
     environ = current_environment()
-    accelerator = bool(accelerators(environ))
+    gpus = accelerators(environ)
+    accelerator = bool(gpus)
     config.check(environ)
+    _check_gpus(config, gpus)
     problem = plugin_problem(environ, accelerator=accelerator) or port_problem(host, config.engine_port)
     if problem is not None:
         raise ConfigError(problem)
@@ -89,6 +93,11 @@ def run_engine(config: ServeConfig, host: str, console: Console) -> NoReturn:
     spec = engine_service(config, model, name, accelerator=accelerator, state=Path(), environ=environ, host=host)
     console.print(f"{name} on {'the GPU' if accelerator else 'the CPU'}", highlight=False, markup=False)
     os.execvpe(spec.command[0], spec.command, dict(spec.environment))
+
+
+def _check_gpus(config: ServeConfig, gpus: list[str]) -> None:
+    if gpus and config.tp > len(gpus) and not any(word.startswith("--nnodes") for word in config.engine_args):
+        raise ConfigError(f"--tp is {config.tp}; allowed on this machine: 1 to {len(gpus)}, it has so many GPUs")
 
 
 def _check_machine(config: ServeConfig, environ: dict[str, str], *, accelerator: bool) -> None:

@@ -38,6 +38,7 @@ def solo_engine(
     engine_args: tuple[str, ...] = (),
     environ: Mapping[str, str] | None = None,
     accelerator: bool = False,
+    tp: int = 1,
 ) -> Iterator[str]:
     """Runs an engine as `lychee-sgl serve` would, for the time of a block.
 
@@ -48,6 +49,7 @@ def solo_engine(
         engine_args: further arguments of SGLang.
         environ: further environment.
         accelerator: whether this machine has a GPU that SGLang will use.
+        tp: tensor-parallel ranks.
 
     Yields:
         The engine's address.
@@ -55,7 +57,7 @@ def solo_engine(
     Raises:
         StartFailed: it ended, or was not ready in time; the message has the end of its log.
     """
-    config = ServeConfig(engine_port=free_port(), engine_args=engine_args)
+    config = ServeConfig(engine_port=free_port(), engine_args=engine_args, tp=tp)
     folder = model or str(ensure_unpacked(lambda _: None))
     spec = engine_service(
         config,

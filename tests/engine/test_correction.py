@@ -186,6 +186,7 @@ def backend(**attributes: object) -> HybridHeads:
     made.context_window, made.req_to_token_pool, made._pass_tokens = 8192, Pool(), 100
     made.plan, made.table = SimpleNamespace(defaults=PlanDefaults(budget=512)), RowTable(4, "cpu")
     made.schedule, made.heads = Schedule(4), [SimpleNamespace(reads=(-1, -1))] * 3
+    made.all_heads = 6
     for name, value in attributes.items():
         setattr(made, name, value)
     return made

@@ -61,8 +61,8 @@ def test_graphs_of_the_variants_have_their_own_keys() -> None:
 
 
 def test_a_devices_report_reads_as_steps() -> None:
-    report = torch.tensor([[700.0, 0, 100, 1000, 0.75], [4000.0, 1, 100, 1000, math.nan]], dtype=torch.float64)
-    steps = DeviceSteps(report, heads=4, sparse=[True, False])
+    rows = [[700.0, 0.75, 0, 100, 1000], [4000.0, math.nan, 1, 100, 1000]]
+    steps = DeviceSteps(torch.tensor(rows, dtype=torch.float64).T, heads=4, sparse=[True, False])
     assert steps.sparse == [True, False]
     assert Step(*steps[0]) == Step(700, 4000, Fallback.NONE, 100, 1000, 0.75, 2)
     assert Step(*steps[1]) == Step(4000, 4000, Fallback.DENSE_BELOW, 100, 1000, None, 2)
@@ -82,7 +82,7 @@ class Result(NamedTuple):
 def test_only_a_devices_statistics_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
     monkeypatch.setattr(DeviceSteps, "start_copy", lambda self: started.append(self))
-    steps = DeviceSteps(torch.zeros(1, 5, dtype=torch.float64), heads=4, sparse=[True])
+    steps = DeviceSteps(torch.zeros(5, 1, dtype=torch.float64), heads=4, sparse=[True])
     for info in (None, {}, {"lychee": [None]}, {"lychee": DenseSteps([1], [1], [0], heads=1)}):
         hooks.before_copy(Result(SimpleNamespace(customized_info=info)))
     hooks.before_copy(Result(None))

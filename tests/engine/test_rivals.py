@@ -82,7 +82,7 @@ def decode(rows: list[int]) -> tuple[torch.Tensor, list]:
     for number, heads in enumerate(LAYERS):
         buffers = (pool[0, number], pool[1, number])
         out = run_layer(steps, queries[number, rows], buffers, heads, number, 0.35, hybrid_decode)
-    return out, step_results(steps, 3, 2)
+    return out, step_results(steps, 3 * 2)
 
 
 def test_rows_of_one_batch_do_not_see_each_others_policy() -> None:

@@ -1,4 +1,4 @@
-"""Talks to an engine's `/generate`, and compares greedy answers up to near ties."""
+"""Talks to an engine's `/generate`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from lychee_sgl.bench.near_ties import TOP, alternatives
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-TOP = 8
-"""Alternatives asked for at each token; a first difference must lie among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ class Client:
         meta = answer["meta_info"]
         return Answer(
             tokens=answer["output_ids"],
-            best=[{token: logprob for logprob, token, _ in row} for row in meta["output_top_logprobs"]],
+            best=alternatives(meta),
             steps=[step for step in meta.get("lychee") or [] if step is not None],
             cached=meta["cached_tokens"],
         )
@@ -92,40 +91,3 @@ class Client:
         """Reads one of SGLang's gauges."""
         lines = self.http.get("/metrics").text.splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
-
-
-def first_difference(one: Answer, other: Answer) -> int | None:
-    """Finds the first token at which two answers differ."""
-    for i, (a, b) in enumerate(zip(one.tokens, other.tokens, strict=True)):
-        if a != b:
-            return i
-    return None
-
-
-def noise(one: Answer, other: Answer) -> float:
-    """Measures how far an engine is from itself: the largest change of a gap between two alternatives, in logits.
-
-    Counts the tokens before the first difference and the one where it happens: up to there both saw the same context.
-    """
-    end = first_difference(one, other)
-    rows = len(one.tokens) if end is None else end + 1
-    largest = 0.0
-    for a, b in zip(one.best[:rows], other.best[:rows], strict=True):
-        shared = sorted(a.keys() & b.keys(), key=lambda token: -a[token])
-        for token in shared[1:]:
-            largest = max(largest, abs((a[shared[0]] - a[token]) - (b[shared[0]] - b[token])))
-    return largest
-
-
-def near_tie(stock: Answer, other: Answer, allowed: float) -> tuple[bool, float] | None:
-    """Judges the first difference of `other` from `stock`.
-
-    Returns:
-        None if there is none; else whether it is a near tie, and the gap between the two tokens' logits in stock.
-    """
-    at = first_difference(stock, other)
-    if at is None:
-        return None
-    row = stock.best[at]
-    gap = row[stock.tokens[at]] - row.get(other.tokens[at], -float("inf"))
-    return gap < allowed, gap

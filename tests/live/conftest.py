@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from lychee_sgl.heads.registry import shipped_plans
+from lychee_sgl.heads.shard import shard
 from lychee_sgl.serve.solo import solo_engine
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ from client import Client
 GPU = torch.cuda.is_available()
 STOCK = "flashinfer" if GPU else "torch_native"
 """The dense backend that ours is compared with."""
+RANKS = 3
 ENVIRON = {"LYCHEE_DENSE_BELOW": "0", "LYCHEE_RECALL_EVERY": "4", "LYCHEE_RIVAL_POLICIES": "1"}
 ARGS = (
     *(("--mem-fraction-static", "0.3", "--cuda-graph-bs-decode", "1", "2", "4", "8", "16") if GPU else ()),
@@ -36,13 +39,30 @@ ARGS = (
 
 
 @pytest.fixture(scope="session")
-def lychee(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """Our backend with the default plan, sparse from the first decode step on."""
+def environ(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Sparse from the first decode step on, by the embedded model's plan as three ranks can share it."""
+    plan = tmp_path_factory.mktemp("plan") / "tp3.json"
+    shard(shipped_plans()[0], RANKS).plan.save(plan)
+    return {**ENVIRON, "LYCHEE_HEADS": str(plan)}
+
+
+@pytest.fixture(scope="session")
+def lychee(tmp_path_factory: pytest.TempPathFactory, environ: dict[str, str]) -> Iterator[Client]:
+    """Our backend on one device."""
     state = tmp_path_factory.mktemp("lychee")
     with (
-        solo_engine(state, engine_args=ARGS, accelerator=GPU, environ=ENVIRON) as address,
+        solo_engine(state, engine_args=ARGS, accelerator=GPU, environ=environ) as address,
         closing(Client(address)) as client,
     ):
+        yield client
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory, environ: dict[str, str]) -> Iterator[Client]:
+    """The same on three ranks, which have one KV head of a layer each."""
+    state = tmp_path_factory.mktemp("ranks")
+    alone = {"LYCHEE_RIVAL_POLICIES": "0"}  # they are for one process
+    with solo_engine(state, tp=RANKS, environ={**environ, **alone}) as address, closing(Client(address)) as client:
         yield client
 
 

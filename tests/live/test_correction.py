@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from client import near_tie
 from prompts import passage
+
+from lychee_sgl.bench.near_ties import near_tie
 
 if TYPE_CHECKING:
     from client import Client

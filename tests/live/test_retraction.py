@@ -6,9 +6,10 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
-from client import Client, near_tie
+from client import Client
 from prompts import passage
 
+from lychee_sgl.bench.near_ties import near_tie
 from lychee_sgl.serve.solo import solo_engine
 
 if TYPE_CHECKING:

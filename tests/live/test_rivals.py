@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from client import first_difference, near_tie
 from prompts import passage
+
+from lychee_sgl.bench.near_ties import first_difference, near_tie
 
 if TYPE_CHECKING:
     from client import Answer, Client

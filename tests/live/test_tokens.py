@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +10,13 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 import torch
-from client import Answer, Client, first_difference, near_tie, noise
 from prompts import passage
 
+from lychee_sgl.bench.near_ties import first_difference, near_tie, noise
+from lychee_sgl.heads.plan import HeadPlan
+
 if TYPE_CHECKING:
-    from lychee_sgl.heads.plan import HeadPlan
+    from client import Answer, Client
 
 pytestmark = pytest.mark.engine
 
@@ -77,14 +78,8 @@ def expected_fraction(plan: HeadPlan, prompt: int, tokens: int, budget: object) 
 
 
 @pytest.fixture(scope="module")
-def plan(lychee: Client, tmp_path_factory: pytest.TempPathFactory) -> HeadPlan:
-    from lychee_sgl.backend.plans import choose_plan
-    from lychee_sgl.heads.plan import ModelShape
-    from lychee_sgl.models.embedded import ensure_unpacked
-
-    folder = ensure_unpacked(lambda _: None)
-    shape = ModelShape.from_config(json.loads((folder / "config.json").read_text()), name=str(folder))
-    return choose_plan(None, shape).plan
+def plan(environ: dict[str, str]) -> HeadPlan:
+    return HeadPlan.load(environ["LYCHEE_HEADS"])
 
 
 def check_mixed_batch(lychee: Client, plan: HeadPlan, allowed: float) -> None:

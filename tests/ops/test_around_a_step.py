@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lychee_kernels.decode_plan import PlanRules, plan_decode
-from lychee_kernels.decode_plan.api import Report
+from lychee_kernels.decode_plan.api import SUMMED, Report
 from lychee_kernels.decode_plan.around import report_step, snapshot_slots
 from lychee_kernels.layout import Mode
 from lychee_kernels.work import DecodePlan, WorkShape, Workspace
@@ -66,13 +66,18 @@ def test_the_report_adds_up_what_was_read_and_held() -> None:
     work.recall[0, 1, 3:] = torch.tensor([0.5, 0.7, 0.9], device=DEVICE)
     work.recall[2, 1, 3:] = 1.0
     readers = torch.tensor([0, 1], device=DEVICE)
-    report = report_step(plan, work, SHAPE, readers, retrieval=3, batch=3).tolist()
+    report = report_step(plan, work, SHAPE, readers, retrieval=3, batch=3).T.tolist()
     assert [row[Report.ATTENDED] for row in report] == [3 * 100 + 20, 4 * 50, 3 * 60 + 10]
     assert [row[Report.CONTEXT] for row in report] == [100, 50, 60]
     assert [row[Report.BUDGET] for row in report] == [20, -1, 10]
     assert report[0][Report.RECALL] == pytest.approx(0.7, abs=1e-6)
     assert math.isnan(report[1][Report.RECALL])
     assert report[2][Report.RECALL] == pytest.approx(1.0, abs=1e-6)
+    # of two sparse heads the other is another device's: what both say adds up to the mean
+    shared = report_step(plan, work, SHAPE, readers, retrieval=3, batch=3, sparse_heads=2)
+    assert [line in SUMMED for line in Report] == [True, True, False, False, False]
+    assert shared[Report.RECALL].tolist()[::2] == pytest.approx([0.35, 0.5], abs=1e-6)
+    assert shared[Report.ATTENDED].tolist() == [row[Report.ATTENDED] for row in report]
 
 
 @pytest.mark.parametrize(("entry", "share"), [(2, 0.01), (1, 0.011)])

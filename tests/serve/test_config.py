@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from lychee_sgl.config import ConfigError
+from lychee_sgl.serve import launch
 from lychee_sgl.serve.config import (
     ServeConfig,
     current_environment,
@@ -68,12 +70,33 @@ def test_dumps_of_a_crash_can_be_asked_for() -> None:
 
 
 def test_options_win_over_the_environment_and_further_arguments_come_last() -> None:
-    config = ServeConfig(max_total_tokens=5000, recall_every=1, engine_args=("--tp", "2"))
+    config = ServeConfig(max_total_tokens=5000, recall_every=1, engine_args=("--page-size", "2"))
     spec = engine(config, LYCHEE_RECALL_EVERY="64", LYCHEE_DENSE_BELOW="10")
     assert flags(spec.command)["--max-total-tokens"] == "5000"
-    assert spec.command[-2:] == ("--tp", "2")
+    assert spec.command[-2:] == ("--page-size", "2")
     assert spec.environment["LYCHEE_RECALL_EVERY"] == "1"
     assert spec.environment["LYCHEE_DENSE_BELOW"] == "10"
+
+
+def test_ranks() -> None:
+    assert "--tp-size" not in engine(ServeConfig()).command
+    spec = engine(ServeConfig(tp=3))
+    assert flags(spec.command)["--tp-size"] == "3"
+    # SGLang wants to be told which cores three ranks may use; here all of them
+    cores = spec.environment["SGLANG_CPU_OMP_THREADS_BIND"].split("|")
+    assert cores == [",".join(map(str, sorted(os.sched_getaffinity(0))))] * 3
+    assert spec.environment["LYCHEE_PREFILL_THREADS"] == str(max(1, len(os.sched_getaffinity(0)) // 3))
+    told = engine(ServeConfig(tp=3), SGLANG_CPU_OMP_THREADS_BIND="0|1|2", LYCHEE_PREFILL_THREADS="4").environment
+    assert (told["SGLANG_CPU_OMP_THREADS_BIND"], told["LYCHEE_PREFILL_THREADS"]) == ("0|1|2", "4")
+    assert "SGLANG_CPU_OMP_THREADS_BIND" not in engine(ServeConfig(tp=3), accelerator=True).environment
+
+
+def test_more_ranks_than_gpus() -> None:
+    launch._check_gpus(ServeConfig(tp=2), ["H200", "H200"])
+    launch._check_gpus(ServeConfig(tp=3), [])  # a CPU's ranks are processes
+    launch._check_gpus(ServeConfig(tp=4, engine_args=("--nnodes", "2")), ["H200", "H200"])
+    with pytest.raises(ConfigError, match="--tp is 3; allowed on this machine: 1 to 2"):
+        launch._check_gpus(ServeConfig(tp=3), ["H200", "H200"])
 
 
 def test_heads_reach_the_engine_as_an_absolute_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -103,6 +126,9 @@ def test_gateway_grace_without_a_usable_drain_timeout(timeout: str) -> None:
     [
         (ServeConfig(port=9, engine_port=9), {}, "--port and --engine-port are both 9"),
         (ServeConfig(engine_args=("--port", "1")), {}, "--engine-arg --port is set by the launcher"),
+        (ServeConfig(engine_args=("--tp", "2")), {}, "--engine-arg --tp is set by the launcher; use instead: --tp"),
+        (ServeConfig(tp=3), {}, "53 sparse heads read the set of a head on another rank"),
+        (ServeConfig(tp=2), {}, "tensor parallel size is 2; allowed for"),
         (ServeConfig(engine_args=("--model-path=x",)), {}, "--engine-arg --model-path is set by the launcher"),
         (ServeConfig(model="./missing"), {}, "--model ./missing: there is no such folder"),
         (ServeConfig(model="a/b/c"), {}, "--model a/b/c: there is no such folder"),

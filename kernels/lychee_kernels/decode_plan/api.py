@@ -38,13 +38,17 @@ class Fallback(IntEnum):
 
 
 class Report(IntEnum):
-    """Columns of a step's report, float64 [B, 5]; recall is NaN where the row was not audited."""
+    """Lines of a step's report, float64 [5, B]; recall is NaN where the row was not audited."""
 
     ATTENDED = 0
-    FALLBACK = 1
-    BUDGET = 2
-    CONTEXT = 3
-    RECALL = 4
+    RECALL = 1
+    FALLBACK = 2
+    BUDGET = 3
+    CONTEXT = 4
+
+
+SUMMED = (Report.ATTENDED, Report.RECALL)
+"""The first lines of a report: what is added up where several devices share the heads. The others are equal on all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

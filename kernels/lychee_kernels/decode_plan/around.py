@@ -70,17 +70,25 @@ def _report_kernel(  # type: ignore[no-untyped-def]
         for at in range(0, recalls, RECALLS):
             n = at + tl.arange(0, RECALLS)
             mass += tl.sum(tl.load(recall_ptr + b.to(tl.int64) * recalls + n, mask=n < recalls, other=0.0), 0)
-    out = out_ptr + b * 5
+    batch = tl.num_programs(0)
+    out = out_ptr + b
     tl.store(out, attended.to(tl.float64))
-    tl.store(out + 1, tl.load(row + 9).to(tl.float64))
-    tl.store(out + 2, tl.load(row + 10).to(tl.float64))
-    tl.store(out + 3, length.to(tl.float64))
     recall = tl.where(audit != 0, mass / tl.maximum(sparse_queries, 1), float("nan"))
-    tl.store(out + 4, recall.to(tl.float64))
+    tl.store(out + batch, recall.to(tl.float64))
+    tl.store(out + 2 * batch, tl.load(row + 9).to(tl.float64))
+    tl.store(out + 3 * batch, tl.load(row + 10).to(tl.float64))
+    tl.store(out + 4 * batch, length.to(tl.float64))
 
 
 def report_step(
-    plan: DecodePlan, workspace: Workspace, shape: WorkShape, readers: torch.Tensor, retrieval: int, batch: int
+    plan: DecodePlan,
+    workspace: Workspace,
+    shape: WorkShape,
+    readers: torch.Tensor,
+    retrieval: int,
+    batch: int,
+    *,
+    sparse_heads: int | None = None,
 ) -> torch.Tensor:
     """Adds up what the step's rows have read and how much mass their sets held.
 
@@ -91,13 +99,16 @@ def report_step(
         readers: int64 [R], how many sparse heads read each root's set.
         retrieval: retrieval heads of all layers.
         batch: rows.
+        sparse_heads: over which recall is a mean; those here by default. Where other devices have others, all of them:
+            the devices' recalls then add up to the mean over all.
 
     Returns:
-        float64 [batch, 5], columns as in `Report`.
+        float64 [5, batch], lines as in `Report`.
     """
     layers = workspace.recall.shape[1]
     heads = layers * shape.kv_heads
-    out = torch.empty((batch, len(Report)), dtype=torch.float64, device=plan.rows.device)
+    sparse_heads = heads - retrieval if sparse_heads is None else sparse_heads
+    out = torch.empty((len(Report), batch), dtype=torch.float64, device=plan.rows.device)
     _report_kernel[(batch,)](
         out,
         plan.rows,
@@ -107,7 +118,7 @@ def report_step(
         workspace.set_counts.shape[1],
         retrieval,
         heads,
-        (heads - retrieval) * shape.group,
+        sparse_heads * shape.group,
         workspace.recall.stride(0),
         ROOTS=triton.next_power_of_2(workspace.set_counts.shape[1]),
         RECALLS=1024,

@@ -1,0 +1,94 @@
+"""What `lychee-sgl bench gpu` measures with, where there is no GPU: its plans, its judgement, and how it goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from lychee_sgl.bench import gpu, gpu_cli, gpu_tokens
+from lychee_sgl.bench.cli import app
+from lychee_sgl.bench.near_ties import first_difference, near_tie, noise
+from lychee_sgl.heads.ranks import allowed_sizes, pace, retrieval_by_rank
+
+LLAMA = json.loads((Path(gpu.__file__).parent / "shapes" / "llama-3.1-8b" / "config.json").read_text())
+
+
+def test_plans_for_two_ranks() -> None:
+    plans = {name: gpu.head_plan(LLAMA, 32, 4096, placement=name, tp=2) for name in gpu_cli.PLACEMENTS}
+    assert {plan.retrieval_count for plan in plans.values()} == {32}
+    assert all(2 in allowed_sizes(plan) for plan in plans.values())
+    assert pace(plans["balanced"], 2) == 1
+    assert sum(second for _, second in retrieval_by_rank(plans["unbalanced"], 2)) == 4  # layer 0's
+    # layer 0 has 4 on each rank, the first rank 24 more: 28 of a mean of 16
+    assert pace(plans["unbalanced"], 2) == 28 / 16
+    assert 1 < pace(plans["random"], 2) < 28 / 16
+
+
+def answer(tokens: list[int], *best: dict[int, float]) -> gpu_tokens.Answer:
+    return gpu_tokens.Answer(tokens, list(best))
+
+
+def test_near_ties_by_hand() -> None:
+    one = answer([5, 7], {5: -0.1, 6: -2.1}, {7: -0.5, 8: -0.6})
+    other = answer([5, 8], {5: -0.1, 6: -2.0}, {8: -0.5, 7: -0.52})
+    far = answer([6, 7], {6: -0.1, 5: -2.0}, {7: -0.5, 8: -0.6})
+    assert first_difference(one, one) is None
+    assert first_difference(one, other) == 1
+    # the gap 5-6 is 2.0 and 1.9, the gap 7-8 0.1 and -0.02
+    assert noise(one, other) == pytest.approx(0.12)
+    assert near_tie(one, other, 0.12) == (True, pytest.approx(0.1))
+    assert near_tie(one, far, 0.12) == (False, pytest.approx(2.0))
+    told = gpu_tokens.judge([one, one, one], [one, other, far], allowed=0.12)
+    assert (told["answers"], told["identical"], told["near_ties"]) == (3, 1, 1)
+    assert told["gaps"] == [0.1, 2.0]
+
+
+def test_the_random_model_is_the_same_each_time(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        gpu_tokens.write_model(tmp_path / name, gpu_tokens.TINY)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b")]
+    assert weights[0] == weights[1]
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["num_key_value_heads"] == 2
+
+
+def test_a_run_that_broke_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines are stood in for: there is no GPU to start them on."""
+    started, measured = [], []
+
+    @contextlib.contextmanager
+    def engine(state: Path, **wanted: Any):
+        started.append((wanted["environ"]["LYCHEE_HEADS"].rsplit("/", 1)[1], wanted["tp"]))
+        yield "address", 1.0
+
+    def measure(address: str, case: gpu.Case, **_: Any) -> dict[str, Any]:
+        measured.append(case.contexts)
+        if len(measured) == 3:
+            raise OSError("the machine is gone")
+        return {"speedup": 2.0}
+
+    monkeypatch.setattr(gpu, "engine", engine)
+    monkeypatch.setattr(gpu, "measure", measure)
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "one.json").write_text(json.dumps({"lychee": {"batches": {"100x2": {"speedup": 2.5}}}}))
+    out = tmp_path / "out.json"
+    words = [
+        "gpu", "--model", str(tmp_path), "--out", str(out), "--cases", "100x2,200x1", "--tp", "2",
+        "--plans", "balanced,unbalanced", "--against", str(tmp_path / "one.json"),
+    ]  # fmt: skip
+    assert CliRunner().invoke(app, words).exit_code == 1
+    assert list(json.loads(out.read_text())["lychee"]["batches"]) == ["100x2", "200x1"]
+    told = CliRunner().invoke(app, words)
+    assert told.exit_code == 0, told.output
+    assert started == [("lychee.json", 2), ("lychee_unbalanced.json", 2), ("lychee_unbalanced.json", 2)]
+    assert measured == [(100, 100), (200,), (100, 100), (100, 100), (200,)]
+    record = json.loads(out.read_text())
+    assert record["lychee_unbalanced"]["pace"] == 28 / 16
+    assert record["kept"] == {"lychee": {"100x2": 0.8}, "lychee_unbalanced": {"100x2": 0.8}}
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert len(started) == 3  # all was there
+    assert CliRunner().invoke(app, [*words, "--plans", "best"]).exit_code == 1
