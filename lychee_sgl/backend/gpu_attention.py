@@ -308,7 +308,7 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
         """Gives the statistics of the decode step that has just run, or None after anything else."""
         step, self._step = self._step, None
         if self._rivals:
-            rivals, self._rivals = self._rivals, []
+            rivals, self._rivals, self.variant = self._rivals, [], "dense"
             return HostSteps(step_results(rivals, self.all_heads))
         if step is None:
             return None

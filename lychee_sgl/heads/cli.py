@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lychee_sgl.heads.measure import LoadedModel
 
 WEIGHTINGS: Final = ("mass", "output", "effect")
+RIVALS: Final = ("layerwise", "even", "random")
 
 app = typer.Typer(
     help="Show, check, calibrate and train head plans.",
@@ -206,6 +207,33 @@ def heuristic(
     """Write the plan that is used for a model nobody has calibrated."""
     with one_line_errors():
         plan = heuristic_plan(_shape(model, model_name))
+        plan.save(out)
+        say(f"{out}: {plan.retrieval_count} of {plan.head_count} heads retrieve; nothing about this plan is measured")
+
+
+@app.command()
+def rival(
+    kind: Annotated[str, typer.Argument(help=f"Which heads retrieve: {', '.join(RIVALS)}")],
+    model: ModelPath,
+    retrieval_heads: Annotated[int, typer.Option(help="KV heads that retrieve, those of layer 0 included")],
+    out: Annotated[Path, typer.Option(help="Where the plan goes")],
+    seed: Annotated[int, typer.Option(min=0, help="Of a random plan")] = 0,
+    model_name: ModelName = None,
+) -> None:
+    """Write a plan to compare with: whole layers (as TidalDecode and OmniKV choose), evenly spread or random heads."""
+    from lychee_sgl.heads.plan import PlanDefaults
+
+    with one_line_errors():
+        if kind not in RIVALS:
+            raise ValueError(f"kind is {kind!r}; allowed: {', '.join(RIVALS)}")
+        writable(out)
+        from lychee_sgl.heads.rivals import even_plan, layerwise_plan, random_plan
+
+        shape, defaults = _shape(model, model_name), PlanDefaults()
+        if kind == "random":
+            plan = random_plan(shape, retrieval_heads, seed=seed, defaults=defaults)
+        else:
+            plan = (layerwise_plan if kind == "layerwise" else even_plan)(shape, retrieval_heads, defaults=defaults)
         plan.save(out)
         say(f"{out}: {plan.retrieval_count} of {plan.head_count} heads retrieve; nothing about this plan is measured")
 

@@ -37,6 +37,25 @@ def test_the_help_names_the_weightings_there_are() -> None:
     assert WEIGHTINGS == MEASURED
 
 
+@pytest.mark.parametrize(("kind", "roles"), [
+    ("layerwise", ("RRR", "RRR", "SSS", "RSS")), ("even", ("RRR", "SRS", "SRS", "SRS")), ("random", None),
+])  # fmt: skip
+def test_rivals_are_plans_that_can_be_served(kind: str, roles: object, model_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "rival.json"
+    count = "7" if kind == "layerwise" else "6"
+    told = call("rival", kind, "--model", model_folder, "--retrieval-heads", count, "--out", out)
+    assert told.exit_code == 0, told.output
+    plan = HeadPlan.load(out)
+    assert plan.retrieval_count == int(count)
+    assert roles is None or plan.roles == roles
+
+
+def test_a_rival_that_is_not_known(tmp_path: Path) -> None:
+    told = call("rival", "best", "--model", tmp_path, "--retrieval-heads", "6", "--out", tmp_path / "p.json")
+    assert told.exit_code == 1
+    assert "kind is 'best'; allowed: layerwise, even, random" in told.output
+
+
 def test_heuristic_writes_a_plan(heuristic: Path) -> None:
     plan = HeadPlan.load(heuristic)
     assert plan.model.name == "tiny-llama"
