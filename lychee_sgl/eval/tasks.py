@@ -108,19 +108,25 @@ def _from_file(task: Task, lengths: list[int], samples: int, count: Counter) -> 
         raise EvalError(f"task is {task.name!r}; allowed: {', '.join(known)}")
     if task.file is None:
         raise EvalError(f"{task.name} needs a file: name it as `file` of the task")
+    length = lengths[-1]
     for sample in file_samples(task.name, task.file, max_tokens=task.max_tokens)[:samples]:
-        for length in lengths[-1:]:
-            cut = shortened(sample, length, count) if task.name.startswith("longbench") else sample
-            yield replace(cut, length=length)
+        cut = shortened(sample, length, count) if task.name.startswith("longbench") else sample
+        yield replace(cut, length=length)
 
 
 def fingerprints(settings: Settings) -> dict[str, str]:
-    """First 16 digits of the SHA-256 of everything outside the configuration that samples are made of."""
-    found = {str(task.file): _digest(task.file.read_bytes()) for task in settings.tasks if task.file is not None}
+    """First 16 digits of the SHA-256 of everything outside the configuration that samples are made of.
+
+    Raises:
+        EvalError: a task's file cannot be read.
+    """
+    found = {}
+    for task in settings.tasks:
+        if task.file is not None:
+            try:
+                found[f"{task.name}: {task.file.name}"] = sha256(task.file.read_bytes()).hexdigest()[:16]
+            except OSError as error:
+                raise EvalError(f"{task.name}: its file cannot be read: {error}") from error
     if any(task.name.startswith(("niah", "needle")) for task in settings.tasks):
         found["haystack"] = Prose(settings.haystack).haystack.digest
     return found
-
-
-def _digest(content: bytes) -> str:
-    return sha256(content).hexdigest()[:16]

@@ -11,7 +11,7 @@ from lychee_sgl.eval.config import Task
 from lychee_sgl.eval.errors import EvalError
 from lychee_sgl.eval.files import DATASETS, file_samples
 from lychee_sgl.eval.metrics import score
-from lychee_sgl.eval.tasks import make_samples
+from lychee_sgl.eval.tasks import fingerprints, make_samples
 from tests.eval.conftest import settings
 
 if TYPE_CHECKING:
@@ -109,3 +109,16 @@ def test_a_scorer_that_is_missing_is_known_before_anything_is_asked(
         file_samples("maths", path, max_tokens=None)
     with pytest.raises(EvalError, match="longbench/qmsum is scored by the package rouge_score"):
         file_samples("longbench/qmsum", path, max_tokens=None)
+
+
+def test_a_file_is_known_by_its_content_wherever_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    row = {"problem": "x", "answer": "1"}
+    one, same = lines(tmp_path / "m.jsonl", row), lines(tmp_path / "other" / "m.jsonl", row)
+    prints = [fingerprints(settings(tasks=[{"name": "maths", "file": str(path)}])) for path in (one, same)]
+    assert prints[0] == prints[1]
+    assert list(prints[0]) == ["maths: m.jsonl"]
+    lines(same, row, row)
+    assert fingerprints(settings(tasks=[{"name": "maths", "file": str(same)}])) != prints[0]
+    with pytest.raises(EvalError, match=r"maths: its file cannot be read: .*nowhere"):
+        fingerprints(settings(tasks=[{"name": "maths", "file": "nowhere"}]))
