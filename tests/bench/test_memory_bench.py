@@ -27,7 +27,6 @@ ACCOUNT = {"mode": "text", "chunks": 8, "kept": 1}
 @pytest.fixture
 def engine() -> ScriptedEngine:
     made = ScriptedEngine()
-    made.info = {**INFO, "memory": {"modes": ["text"], "default": "ask"}}
     made.script = Script(reply=read, answer=answer)
     return made
 
@@ -148,7 +147,7 @@ def test_an_engine_that_does_not_read_is_refused(address: str, engine: ScriptedE
     engine.token_count = 400
     sample = sum(len(block) for block in TEXT.paragraphs[:40]) + 2 * 39
     assert chars_per_token(address, "tiny", TEXT) == pytest.approx(sample / 400, abs=0.01)
-    engine.info = dict(INFO)
+    engine.info = {**INFO, "memory": {"modes": [], "default": "off"}}
     with pytest.raises(MemoryBenchError, match="is no engine that reads documents"):
         served(address)
 

@@ -40,6 +40,7 @@ INFO = {
     "context_window": 8192,
     "model": "tiny",
     "device": "cpu",
+    "memory": {"modes": ["text"], "default": "ask"},
 }
 
 # One prompt of 1000 tokens; four generated, of which three took a decode step.

@@ -14,7 +14,6 @@ from lychee_server.memory import served_memory
 from lychee_server.schemas import LycheeRequest, MemoryInfo
 from tests.gateway.scripted_engine import DONE, INFO, PIECES, SUMMARY, Script, chat_answer, chunk
 
-ABILITY = {"modes": ["text"], "default": "ask"}
 READ = {
     "mode": "text",
     "chunk": 512,
@@ -42,12 +41,6 @@ def events() -> list[Any]:
     said = [chunk({"role": "assistant", "content": ""}), *[chunk({"content": piece}) for piece in PIECES]]
     last = chunk({}, finish_reason="stop", lychee={**SUMMARY, "memory": READ})
     return [*map(progress, (1, 2, 3)), *said, last, DONE]
-
-
-@pytest.fixture
-def able(engine, start_gateway):
-    engine.info = {**INFO, "memory": ABILITY}
-    return start_gateway()
 
 
 @pytest.mark.parametrize(
@@ -112,7 +105,9 @@ def test_what_route_or_engine_does_not_do_is_refused(info, chat, message):
     assert off == LycheeRequest(memory="off" if chat and info else None)
 
 
-def test_an_engine_without_it_is_not_asked(gateway, engine):
+def test_an_engine_without_it_is_not_asked(start_gateway, engine):
+    engine.info = {key: value for key, value in INFO.items() if key != "memory"}
+    gateway = start_gateway()
     with pytest.raises(openai.BadRequestError, match="what this engine can do") as refused:
         gateway.openai().chat.completions.create(
             model="tiny", messages=MESSAGES, extra_body={"lychee": {"memory": "text"}}
@@ -121,9 +116,9 @@ def test_an_engine_without_it_is_not_asked(gateway, engine):
     assert engine.bodies == []
 
 
-def test_an_answer_and_what_is_counted_of_it(able, engine):
+def test_an_answer_and_what_is_counted_of_it(gateway, engine):
     engine.script = Script(answer=chat_answer({**SUMMARY, "memory": READ}))
-    answer = able.chat(lychee={"memory": "text", "chunk": 512, "working_memory": 128})
+    answer = gateway.chat(lychee={"memory": "text", "chunk": 512, "working_memory": 128})
     assert answer.json()["lychee"]["memory"] == READ
     assert not [name for name in answer.headers if "memory" in name]
     assert engine.bodies[0]["custom_params"] == {
@@ -131,39 +126,39 @@ def test_an_answer_and_what_is_counted_of_it(able, engine):
         "lychee_chunk": 512,
         "lychee_working_memory": 128,
     }
-    assert able.total("lychee_memory_read_seconds_sum") == 1.5
-    assert able.value("lychee_memory_chunks_total", outcome="kept") == 1
-    assert able.value("lychee_memory_chunks_total", outcome="skipped") == 2
-    assert able.value("lychee_memory_tokens_read_total") == 2000
-    assert able.value("lychee_memory_cached_tokens_total") == 700
-    assert able.value("lychee_memory_banked_steps_total") == 1
-    assert able.value("lychee_memory_retries_total") == 2
+    assert gateway.total("lychee_memory_read_seconds_sum") == 1.5
+    assert gateway.value("lychee_memory_chunks_total", outcome="kept") == 1
+    assert gateway.value("lychee_memory_chunks_total", outcome="skipped") == 2
+    assert gateway.value("lychee_memory_tokens_read_total") == 2000
+    assert gateway.value("lychee_memory_cached_tokens_total") == 700
+    assert gateway.value("lychee_memory_banked_steps_total") == 1
+    assert gateway.value("lychee_memory_retries_total") == 2
     # its usage is what was read: it says nothing of how long texts are
-    assert able.http.get("/v1/sparsity").json()["prompt_lengths"] == []
+    assert gateway.http.get("/v1/sparsity").json()["prompt_lengths"] == []
 
 
-def test_an_answer_without_reading_has_no_such_object(able):
-    answer = able.chat(lychee={"memory": "off"})
+def test_an_answer_without_reading_has_no_such_object(gateway):
+    answer = gateway.chat(lychee={"memory": "off"})
     assert "memory" not in answer.json()["lychee"]
-    assert able.total("lychee_memory_read_seconds_count") == 0
+    assert gateway.total("lychee_memory_read_seconds_count") == 0
 
 
-def test_progress_passes_byte_for_byte_and_is_no_token(able, engine):
+def test_progress_passes_byte_for_byte_and_is_no_token(gateway, engine):
     engine.script = Script(events=events())
     body = {"messages": MESSAGES, "stream": True, "lychee": {"memory": "text"}}
-    with able.http.stream("POST", "/v1/chat/completions", json=body) as response:
+    with gateway.http.stream("POST", "/v1/chat/completions", json=body) as response:
         raw = b"".join(response.iter_raw())
     assert raw.startswith(b"".join(map(progress, (1, 2, 3))))
     last = json.loads(raw.split(b"\n\n")[-3].removeprefix(b"data: "))
     assert last["lychee"]["memory"] == READ
     assert last["lychee"]["reason"] == "default"
-    assert able.total("lychee_time_to_first_token_seconds_count") == 1
-    assert able.value("lychee_inter_token_latency_seconds_count") == len(PIECES) - 1
+    assert gateway.total("lychee_time_to_first_token_seconds_count") == 1
+    assert gateway.value("lychee_inter_token_latency_seconds_count") == len(PIECES) - 1
 
 
-def test_the_openai_client_and_its_helper_pass_over_progress(able, engine):
+def test_the_openai_client_and_its_helper_pass_over_progress(gateway, engine):
     engine.script = Script(events=events())
-    with able.openai().chat.completions.stream(
+    with gateway.openai().chat.completions.stream(
         model="tiny", messages=MESSAGES, extra_body={"lychee": {"memory": "text"}}
     ) as stream:
         final = stream.get_final_completion()
@@ -171,8 +166,8 @@ def test_the_openai_client_and_its_helper_pass_over_progress(able, engine):
     assert final.choices[0].message.role == "assistant"
 
 
-def test_a_million_tokens_pass(able, engine):
+def test_a_million_tokens_pass(gateway, engine):
     text = "word " * 1_000_000 + "\n\nWhere?"
-    answer = able.chat(messages=[{"role": "user", "content": text}], lychee={"memory": "text"})
+    answer = gateway.chat(messages=[{"role": "user", "content": text}], lychee={"memory": "text"})
     assert answer.status_code == 200
     assert engine.bodies[0]["messages"][0]["content"] == text

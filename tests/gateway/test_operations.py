@@ -61,7 +61,7 @@ def test_documentation_shows_the_lychee_field_with_examples_that_are_valid(gatew
         for example in content["examples"].values():
             assert gateway.http.post(path, json=example["value"]).status_code == 200
             shown += "lychee" in example["value"]
-    assert shown == 7
+    assert shown == 8
 
 
 def test_log_lines_are_json_with_the_extra_fields():
