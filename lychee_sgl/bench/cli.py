@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lychee_sgl.bench.gateway_cli import gateway
+from lychee_sgl.bench.gateway_cli import gateway, router
 from lychee_sgl.bench.memory_cli import memory
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command()(gateway)
+app.command()(router)
 app.command()(memory)
 
 

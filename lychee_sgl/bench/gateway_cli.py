@@ -1,8 +1,10 @@
-"""`lychee-sgl bench gateway`."""
+"""`lychee-sgl bench gateway` and `lychee-sgl bench router`."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -53,4 +55,37 @@ def gateway(
         highlight=False,
     )
     if mix["problems"] or held["whole_answers"] != held["streams"]:
+        raise typer.Exit(1)
+
+
+def router(
+    out: Annotated[Path, typer.Option(help="Where the JSON goes.")] = Path("router.json"),
+    requests: Annotated[int, typer.Option(min=100, help="Mixed requests.")] = 2_000,
+    at_once: Annotated[int, typer.Option(min=1, help="Clients.")] = 32,
+    kills: Annotated[int, typer.Option(min=0, help="Engines that are killed and brought back, in turn.")] = 1,
+) -> None:
+    """Mixed requests through the gateway and SGLang's router to two engines, one of which dies; needs no model."""
+    from lychee_sgl.bench import gateway_mix
+    from lychee_sgl.bench.gateway_parts import GatewayBenchError
+
+    console = Console(stderr=True)
+    if importlib.util.find_spec("smg") is None:
+        console.print("error: SGLang's router is not installed: it comes with the extra `router`", markup=False)
+        raise typer.Exit(1)
+    try:
+        with console.status("") as status:
+            record = gateway_mix.run(requests, status.update, at_once=at_once, kills=kills, routed=True)
+    except GatewayBenchError as error:
+        console.print(f"error: {error}", markup=False)
+        raise typer.Exit(1) from error
+    record["versions"]["smg"] = version("smg")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(record, indent=1) + "\n")
+    Console().print(
+        f"{requests:,} mixed requests, {kills} killed engines: {record['clients_saw']}, counted "
+        f"{record['gateway_counted']}, of each engine {record['replicas']}; "
+        f"{'; '.join(record['problems']) or 'all add up'}",
+        highlight=False,
+    )
+    if record["problems"]:
         raise typer.Exit(1)

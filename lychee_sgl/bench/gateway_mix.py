@@ -34,6 +34,8 @@ BUDGETS: tuple[dict[str, Any] | None, ...] = (
     {"mode": "ratio", "value": 0.5},
 )
 KILLS = 3
+OPTIONS = ("--health-interval", "0.1", "--connect-timeout", "15")
+"""The gateway's: it looks often, and a machine that is busy with other things is no dead engine."""
 _SAMPLE = re.compile(r"^(\w+)(?:\{([^}]*)\})? (\S+)$", re.MULTILINE)
 
 
@@ -140,7 +142,7 @@ def run(
         GatewayBenchError: a process did not start.
     """
     record = describe()
-    with stack(engines, options=("--health-interval", "0.1"), routed=routed) as (gateway, behind):
+    with stack(engines, options=OPTIONS, routed=routed) as (gateway, behind):
         say(f"{count} requests, {at_once} at once, {kills} killed engines")
         begin = time.perf_counter()
         outcomes = asyncio.run(_ask_all(gateway, behind, count, at_once, seed, kills))
