@@ -109,7 +109,10 @@ def plot(
 def _command(model: Path) -> str:
     """This call without what only this machine knows: the path to the model."""
     words = [model.resolve().name if word == str(model) else word for word in sys.argv[1:]]
-    return shlex.join(["lychee-sgl", *words])
+    program = (
+        Path(sys.argv[0]).name == "__main__.py"
+    )  # python -m lychee_sgl.compressor, which takes no word `compressor`
+    return shlex.join(["lychee-sgl", *(["compressor"] if program else []), *words])
 
 
 @contextmanager

@@ -105,11 +105,7 @@ class Samples:
         self.tokens: list[int] = list(joined)
         if len(self.tokens) < 2 * window + settings.target:
             raise ValueError(f"the text has {len(self.tokens)} tokens; allowed: {2 * window + settings.target} or more")
-        self._break = self._ids("\n\n")
-        head, tail = self._chat(_REPEAT)
-        self._repeat = (head, tail)
-        end = tokenizer.eos_token_id
-        self._end: tuple[int, ...] = () if end is None else (end,)
+        self._repeat = self._chat(_REPEAT)
 
     def batch(self, step: int) -> list[Sample]:
         """A step's samples, a third for each task."""
@@ -124,7 +120,7 @@ class Samples:
         if task == "reconstruct":
             return Sample(task, raw, *self._repeat, raw)
         if task == "continue":
-            begin = tuple(self._ids("")) or self._repeat[0][:1]
+            begin = self._repeat[0][:1]  # what texts begin with for this model
             return Sample(task, raw, begin, (), tuple(self.tokens[at + window : at + window + target]))
         return self._question(raw, draw)
 
@@ -139,16 +135,21 @@ class Samples:
             told.append(self._ids(f"{fact.format(name=name)} {value}.\n\n"))
             asked = asked or (fact.format(name=name), question.format(name=name), value)
         assert asked is not None
-        filler = list(raw[: max(0, self._window - sum(map(len, told)))])
-        pieces = list(filler)
-        for fact_ids in told:  # each at a place of its own, the asked one anywhere
-            place = draw.randrange(len(pieces) + 1)
-            pieces[place:place] = fact_ids
+        if len(told[0]) > self._window:
+            raise ValueError(f"window is {self._window}; allowed: {len(told[0])} or more, for a fact to stand in it")
+        while sum(map(len, told)) > self._window:
+            told.pop()  # never the first, which is asked for
+        filler = list(raw[: self._window - sum(map(len, told))])
+        draw.shuffle(told)
+        pieces: list[int] = []
+        at = 0
+        for place, fact_ids in zip(sorted(draw.randrange(len(filler) + 1) for _ in told), told, strict=True):
+            pieces += [*filler[at:place], *fact_ids]
+            at = place
         stem, question, value = asked
         before, after = self._chat(question)
-        return Sample(
-            "answer", tuple(pieces[: self._window]), before, (*after, *self._ids(stem)), tuple(self._ids(f" {value}"))
-        )
+        window = (*pieces, *filler[at:])
+        return Sample("answer", window, before, (*after, *self._ids(stem)), tuple(self._ids(f" {value}")))
 
     def _chat(self, question: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The chat template around a document, as tokens in front of it and behind it, up to the answer."""

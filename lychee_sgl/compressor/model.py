@@ -1,14 +1,16 @@
 """The compressor: a frozen model, a LoRA adapter on it, memory tokens and a readout.
 
 One memory token stands after every `ratio` raw tokens. The adapted model reads both; a memory token's block is the mean
-of its raw tokens' input embeddings plus a linear map of its last hidden state. The map begins as zero, so an untrained
-compressor gives mean embeddings. The reader is the frozen model itself, without the adapter: blocks take the place of
-token embeddings in its input, which is what stock SGLang can be given (DESIGN.md section 14).
+of its raw tokens' input embeddings plus a linear map of its last hidden state, normed, at the scale of embeddings. The
+map begins as zero, so an untrained compressor gives mean embeddings. The reader is the frozen model itself, without the
+adapter: blocks take the place of token embeddings in its input, which is what stock SGLang can be given (DESIGN.md
+section 14).
 """
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
@@ -66,6 +68,8 @@ class Compressor(nn.Module):
         first = table[end[0] if isinstance(end, list) else end].detach().float()
         self.memory = nn.Parameter(first.repeat(len(shape.ratios), 1))
         self.readout = nn.Parameter(torch.zeros(shape.hidden, shape.hidden, device=table.device))
+        # so that a step of Adam moves a block by a small share of an embedding, whatever the model's scales are
+        self.scale = float(table.detach().float().std()) / math.sqrt(shape.hidden)
 
     @property
     def device(self) -> torch.device:
@@ -103,7 +107,9 @@ class Compressor(nn.Module):
         mixed = torch.cat((raw, memory), 2).flatten(1, 2)
         hidden = self._backbone()(inputs_embeds=mixed, use_cache=False).last_hidden_state
         last = hidden.unflatten(1, (count // ratio, ratio + 1))[:, :, -1]
-        blocks: torch.Tensor = raw.mean(2) + (last.to(self.readout.dtype) @ self.readout).to(raw.dtype)
+        last = last.to(self.readout.dtype)
+        last = last * torch.rsqrt(last.square().mean(-1, keepdim=True) + 1e-6)
+        blocks: torch.Tensor = raw.mean(2) + (self.scale * (last @ self.readout)).to(raw.dtype)
         return blocks
 
     def compress(self, tokens: Sequence[int], ratio: int) -> torch.Tensor:

@@ -15,7 +15,7 @@ from lychee_sgl.compressor.data import Samples
 from lychee_sgl.compressor.evaluate import evaluate, held_out_samples
 from lychee_sgl.compressor.model import Compressor, load_base, load_compressor, shape_of
 from lychee_sgl.compressor.settings import TASKS, TrainSettings
-from lychee_sgl.compressor.trainer import Trainer
+from lychee_sgl.compressor.trainer import Trainer, planned_steps
 from lychee_sgl.heads.checks import write_text
 from lychee_sgl.heads.train.export import device_name
 from lychee_sgl.heads.train.run import chosen_device
@@ -135,8 +135,7 @@ def _settings(
     if not job.fit:
         return job.settings
     if state.exists():
-        kept = torch.load(state, map_location="cpu", weights_only=True)["identity"]
-        return replace(job.settings, steps=int(kept["steps"]))
+        return replace(job.settings, steps=planned_steps(state))
     assert job.minutes is not None
     pace = Trainer(compressor, samples, job.settings, identity).pace()
     steps = max(1, int(60 * job.minutes * _FITS / pace))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from pickle import UnpicklingError
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,20 @@ if TYPE_CHECKING:
 
 _FAR = 1_000_000_000
 """Steps from here on are no training's: their samples are used to take the time."""
+
+
+def planned_steps(path: Path) -> int:
+    """How many steps the training of a state is to have.
+
+    Raises:
+        ValueError: it is no state of a training.
+        OSError: it cannot be read.
+    """
+    try:
+        steps: int = torch.load(path, map_location="cpu", weights_only=True)["identity"]["steps"]
+    except (RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError) as error:
+        raise ValueError(f"{path} is not a checkpoint: {' '.join(str(error).split())[:200]}") from error
+    return steps
 
 
 class TrainingError(ValueError):

@@ -50,6 +50,19 @@ def test_samples_say_what_they_are(samples: Samples, tokenizer: Any) -> None:
     assert "?" in text(asked.after)
 
 
+def test_facts_stand_whole_in_a_window_and_the_others_do_not_break_them(tokenizer: Any) -> None:
+    settings = TrainSettings(batch=3, target=8, facts=4)
+    for window in (2 * WINDOW, 5 * WINDOW):
+        samples = Samples(tokenizer, TEXT, window=window, settings=settings)
+        for number in range(20):
+            asked = samples.sample("answer", Random(number))
+            stem = tokenizer.decode(asked.after).rpartition("assistant\n")[2]
+            assert len(asked.window) == window
+            assert f"{stem}{tokenizer.decode(asked.target)}." in tokenizer.decode(asked.window)
+    with pytest.raises(ValueError, match="for a fact to stand in it"):
+        Samples(tokenizer, TEXT, window=4, settings=settings).sample("answer", Random(0))
+
+
 def test_samples_follow_from_seed_and_step(samples: Samples, tokenizer: Any) -> None:
     again = Samples(tokenizer, TEXT, window=WINDOW, settings=SETTINGS)
     assert again.batch(5) == samples.batch(5) != samples.batch(6)
@@ -227,6 +240,9 @@ def test_steps_that_fit_are_kept_by_a_training_that_goes_on(folder: Path, tmp_pa
     again = Job(**{**{name: getattr(job, name) for name in Job.__slots__}, "resume": True, "minutes": 10.0})
     assert train(again, say=said.append) is True
     assert json.loads((tmp_path / "made" / "training.json").read_text())["steps_done"] == steps
+    (tmp_path / "made" / "training.checkpoint").write_bytes(b"torn")
+    with pytest.raises(ValueError, match="is not a checkpoint"):
+        train(again, say=said.append)
     with pytest.raises(ValueError, match="without minutes to fit into"):
         train(Job(model=folder, out=tmp_path / "x", settings=settings, fit=True), say=said.append)
     with pytest.raises(ValueError, match="allowed: a folder that transformers reads"):

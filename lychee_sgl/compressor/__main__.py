@@ -1,0 +1,5 @@
+"""`python -m lychee_sgl.compressor`: the same as `lychee-sgl compressor`, with only the trainer's needs installed."""
+
+from lychee_sgl.compressor.cli import app
+
+app()
