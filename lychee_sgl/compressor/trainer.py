@@ -40,7 +40,7 @@ def planned_steps(path: Path) -> int:
     """
     try:
         steps: int = torch.load(path, map_location="cpu", weights_only=True)["identity"]["steps"]
-    except (RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, UnpicklingError) as error:
         raise ValueError(f"{path} is not a checkpoint: {' '.join(str(error).split())[:200]}") from error
     return steps
 
