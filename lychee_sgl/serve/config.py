@@ -190,10 +190,14 @@ def engine_service(
 
 
 def shared_cores(tp: int) -> dict[str, str]:
-    """Lets more ranks share the cores than the machine has memory nodes, which SGLang wants to be told of."""
+    """Lets more ranks share the cores than the machine has memory nodes, which SGLang wants to be told of.
+
+    Ranks of a CPU meet through gloo; SGLang would load NCCL where it is installed, and fail without a GPU.
+    """
     cores = sorted(os.sched_getaffinity(0))
     return {
         "SGLANG_CPU_OMP_THREADS_BIND": "|".join([",".join(str(core) for core in cores)] * tp),
+        "SGLANG_NCCL_SO_PATH": "none",
         "LYCHEE_PREFILL_THREADS": str(max(1, len(cores) // tp)),
     }
 
