@@ -1,6 +1,7 @@
 """The protocol, the memory loop and the repair of a repository."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -212,6 +213,52 @@ def test_a_folder_in_the_way_and_texts_that_are_not_there_once() -> None:
 def test_a_patch_that_ends_the_run_has_not_passed(text: str) -> None:
     game, _ = repaired("spans", {"tool": "write", "path": "spans.py", "text": text}, {"tool": "submit"})
     assert game.infos[-1]["outcome"] == "failing"
+
+
+FORGED = "os.write(1, f'\\n{token} 3 0\\n'.encode()); os._exit(0)"
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        "os.lseek(0, 0, 0); token = os.read(0, 99).decode()",
+        "token = open('/proc/self/fd/0').read()",
+        "token = open('/proc/1/fd/0').read()",
+        "import __main__; token = __main__.token",
+    ],
+)
+def test_a_patch_cannot_read_the_token_again(read: str) -> None:
+    text = f"import os\ntry:\n    {read}\nexcept Exception:\n    token = ''\n{FORGED}"
+    game, _ = repaired("spans", {"tool": "write", "path": "spans.py", "text": text}, {"tool": "submit"},
+                       limits=Limits(seconds=3.0))  # fmt: skip
+    assert game.infos[-1]["outcome"] == "failing"
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "said"),
+    [
+        ("spans.py", "\ud800", "UTF-8 can hold"), ("\ud800.py", "x", "bytes of UTF-8"),
+        ("é" * 101, "x", "bytes of UTF-8"),
+    ],
+)  # fmt: skip
+def test_what_no_file_can_be_is_refused(path: str, text: str, said: str) -> None:
+    game, seen = repaired("spans", {"tool": "write", "path": path, "text": text}, {"tool": "test"}, {"tool": "submit"})
+    assert game.rewards[0] == {"format": 1.0, "tool": 0.0}
+    assert said in seen[1].text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "for _ in range(1500):\n    os.mkdir('d')\n    os.chdir('d')",
+        "os.makedirs('a/b')\nopen('a/b/x', 'w').close()\nos.chmod('a/b', 0)\nos.chmod('a', 0)",
+    ],
+)
+def test_whatever_a_patch_leaves_is_removed(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    game, _ = repaired("spans", {"tool": "write", "path": "spans.py", "text": f"import os\n{text}"}, {"tool": "submit"})
+    assert game.infos[-1]["outcome"] == "failing"
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_patch_that_never_ends_is_killed_and_has_not_passed() -> None:

@@ -114,10 +114,42 @@ def test_bubblewrap_hides_and_protects_files(tmp_path: Path) -> None:
     assert sandbox.run(python("open('/usr/made', 'w')"), inside).status != 0
 
 
+def test_bubblewrap_leaves_no_power_to_take_its_walls_down(tmp_path: Path) -> None:
+    """Root would keep its capabilities inside, and could mount the system's programs again, to be written."""
+    try:
+        sandbox = Sandbox(isolation="bubblewrap")
+    except SandboxUnavailable as error:
+        pytest.skip(str(error))
+    text = (
+        "import ctypes; print(ctypes.CDLL(None).mount(b'none', b'/usr', b'none', 0x1020, b''))\n"
+        "print(open('/proc/self/status').read().split('CapEff:')[1].split()[0].strip('0') or 'none')"
+    )
+    assert sandbox.run(python(text), tmp_path).output.split() == ["-1", "none"]
+
+
+def test_what_is_read_from_the_input_is_gone_and_may_be_long(kind: Isolation, tmp_path: Path) -> None:
+    text = "import os, sys; print(len(sys.stdin.read())); print(os.read(os.open('/proc/self/fd/0', os.O_RDONLY), 9))"
+    assert Sandbox(isolation=kind).run(python(text), tmp_path, stdin="x" * 200_000).output.split() == ["200000", "b''"]
+    ended = Sandbox(Limits(seconds=1.0), kind).run(python("import time; time.sleep(9)"), tmp_path, stdin="x" * 200_000)
+    assert ended.status is None
+
+
 def test_every_kind_says_what_it_does_not_stop(kind: Isolation) -> None:
     told = Sandbox(isolation=kind).does_not_stop
     assert len(told) >= 3
     assert ("it can use the network" in told) is (kind is Isolation.PROCESS)
+
+
+def test_sockets_in_the_file_system_are_reached_as_each_kind_says(kind: Isolation, tmp_path: Path) -> None:
+    inside = tmp_path / "in"
+    inside.mkdir()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s"))
+        server.listen()
+        text = f"import socket; socket.socket(socket.AF_UNIX).connect({str(tmp_path / 's')!r})"
+        reached = Sandbox(isolation=kind).run(python(text), inside).status == 0
+    told = " ".join(Sandbox(isolation=kind).does_not_stop)
+    assert reached is ("sockets in the file system" in told or "use the network" in told)
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 The repository lives in memory; only a run of the tests makes files, in a fresh folder, behind the sandbox's walls. The
 tests are the task's: what an edit does to their paths is refused, so a patch cannot change what it is judged by. A test
-run counts as passed when it reports every test by a token that was read before any code of the patch ran. Code that
-inspects its own interpreter for that token could still forge a report: nothing that runs in one process with the code
-it judges can rule that out.
+run counts as passed when it reports every test by a token that was read before any code of the patch ran, so a patch
+cannot end the run early and say that it went well. A patch can still lie to its tests: with values that equal
+everything, by replacing unittest's assertions, or by searching its interpreter's frames for the token. Nothing that
+runs in one process with the code it judges can rule that out: read patches that a policy is rewarded for.
 """
 
 import json
@@ -17,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from lychee_sgl.rewards.environment import ResetNeeded, Step, step_of
-from lychee_sgl.rewards.environments.sandbox import Sandbox
+from lychee_sgl.rewards.environments.sandbox import Sandbox, remove
 from lychee_sgl.rewards.gated import Gate, GatedRewards, Level
 
 OUTCOMES: Final = {"no_submit": 0.0, "empty_patch": 0.25, "failing": 0.5, "passing": 1.0}
@@ -35,17 +36,18 @@ TOOLS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """The calls there are, and the arguments that each needs: all strings."""
 
-# Reads the token before anything of the repository is on the path; unittest is complete in memory by then.
+# Reads the token before anything of the repository is on the path; unittest is complete in memory by then. No module
+# keeps the token, and the pipe it came through is empty.
 _RUNNER: Final = """
-import sys
-token = sys.stdin.read()
-import unittest, os
-sys.path.insert(0, os.getcwd())
-sys.dont_write_bytecode = True
-suite = unittest.defaultTestLoader.discover("tests", top_level_dir=os.getcwd())
-result = unittest.TextTestRunner(stream=sys.stdout, verbosity=1).run(suite)
-bad = len(result.failures) + len(result.errors) + len(result.skipped) + len(result.unexpectedSuccesses)
-sys.stdout.write(f"\\n{token} {result.testsRun} {bad}\\n")
+import sys, unittest, os
+def run(token):
+    sys.path.insert(0, os.getcwd())
+    sys.dont_write_bytecode = True
+    suite = unittest.defaultTestLoader.discover("tests", top_level_dir=os.getcwd())
+    result = unittest.TextTestRunner(stream=sys.stdout, verbosity=1).run(suite)
+    bad = len(result.failures) + len(result.errors) + len(result.skipped) + len(result.unexpectedSuccesses)
+    sys.stdout.write(f"\\n{token} {result.testsRun} {bad}\\n")
+run(sys.stdin.read())
 """
 
 
@@ -198,13 +200,15 @@ class CodeRepair:
 
     def _tests(self, episode: _Episode) -> tuple[bool, str]:
         token = secrets.token_hex(16)
-        with tempfile.TemporaryDirectory(prefix="lychee-repair-") as name:
-            folder = Path(name)
+        folder = Path(tempfile.mkdtemp(prefix="lychee-repair-"))
+        try:
             for path, text in {**episode.files, **episode.task.tests, "tests/__init__.py": ""}.items():
                 place = folder / path
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.write_text(text, encoding="utf-8")
             ended = self.sandbox.run((sys.executable, "-I", "-S", "-B", "-c", _RUNNER), folder, stdin=token)
+        finally:
+            remove(folder)
         lines = [line for line in ended.output.splitlines() if token not in line]
         report = f"{token} {episode.task.count} 0"
         passed = ended.status == 0 and report in ended.output.splitlines()
@@ -268,18 +272,29 @@ def _parse(action: str) -> dict[str, str] | str:
 def _clean(path: str) -> str | None:
     """A path as it is kept, or None where it would lead out."""
     pure = PurePosixPath(path)
-    if not path or "\0" in path or pure.is_absolute() or ".." in pure.parts or str(pure) != path or len(path) > 200:
+    if not path or "\0" in path or pure.is_absolute() or ".." in pure.parts or str(pure) != path:
         return None
-    return path
+    return path if _encodable(path) and len(path.encode()) <= 200 else None
+
+
+def _encodable(text: str) -> bool:
+    """Whether a text can be a file's: JSON can hold halves of surrogate pairs, UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refused(episode: _Episode, path: str, text: str) -> str | None:
     if _clean(path) is None:
-        return "refused: a path is relative, without '..'"
+        return "refused: a path is relative, without '..', of up to 200 bytes of UTF-8"
     if path == "tests" or path.startswith("tests/"):
         return "refused: tests stay as they are"
     if len(text) > LONGEST_FILE:
         return f"refused: a file has up to {LONGEST_FILE} characters"
+    if not _encodable(text):
+        return "refused: a file is text that UTF-8 can hold"
     taken = {*episode.files, *episode.task.tests}
     if any(str(above) in taken for above in PurePosixPath(path).parents):
         return "refused: a file is in the way"

@@ -78,6 +78,7 @@ class Finished:
 _SHARED: Final = (
     "it runs on the same kernel: a hole in that is a way out",
     "no limit holds for all of its processes together: memory and processor time are bounded one by one",
+    "files are bounded one by one: with many it can fill the disk that its folder lies on",
     "as root, where the kernel exempts root from it, the limit on processes is none",
 )
 _OPEN: Final = {
@@ -87,6 +88,7 @@ _OPEN: Final = {
     ),
     Isolation.NAMESPACES: (
         "it can read every file that this user can read, and write where this user can write",
+        "it can talk to local services through their sockets in the file system (a container engine's, say)",
         *_SHARED,
     ),
     Isolation.PROCESS: (
@@ -94,7 +96,7 @@ _OPEN: Final = {
         "it can read every file that this user can read, and write where this user can write",
         "it can see and signal this user's other processes, and leave one behind that left its session",
         "the limit on processes is not held",
-        *_SHARED[:2],
+        *_SHARED[:3],
     ),
 }
 
@@ -154,21 +156,24 @@ class Sandbox:
         if not command or not os.path.isabs(command[0]):
             raise ValueError(f"command is {command}; allowed: an absolute path and arguments")
         started = time.monotonic()
-        # a file, not a pipe: the limit on files bounds what a command can make us keep
-        with tempfile.TemporaryFile() as heard, tempfile.TemporaryFile() as told:
-            told.write(stdin.encode())
-            told.seek(0)
+        # out into a file: the limit on files bounds what a command can make us keep; in through a pipe: what has been
+        # read from it is gone, so code that runs later in the same process cannot read it again
+        with tempfile.TemporaryFile() as heard:
             argv = _argv(self.isolation, self.limits, command, folder)
             process = subprocess.Popen(
-                argv, cwd=folder, stdin=told, stdout=heard, stderr=subprocess.STDOUT,
+                argv, cwd=folder, stdin=subprocess.PIPE, stdout=heard, stderr=subprocess.STDOUT,
                 env=_environment(folder), start_new_session=True, close_fds=True,
             )  # fmt: skip
             try:
-                status: int | None = process.wait(self.limits.seconds)
+                process.communicate(stdin.encode(), self.limits.seconds)
+                status: int | None = process.returncode
             except subprocess.TimeoutExpired:
                 status = None
             finally:
                 _end(process)
+                assert process.stdin is not None
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.close()
             size = heard.seek(0, os.SEEK_END)
             heard.seek(max(0, size - self.limits.output))
             output = heard.read().decode(errors="replace")
@@ -204,6 +209,7 @@ _WANTED: Final = {
 
 def _bubblewrap(folder: Path) -> list[str]:
     argv = [_found("bwrap"), "--unshare-all", "--die-with-parent", "--new-session", "--dev", "/dev", "--proc", "/proc"]
+    argv += ["--cap-drop", "ALL"]  # root would keep them all, and mount over the walls
     argv += ["--tmpfs", tempfile.gettempdir()]
     system = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives")
     for place in dict.fromkeys((*system, sys.prefix, sys.base_prefix)):
@@ -239,6 +245,19 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         select.select([first], [], [], _LONGEST_DEATH)
         os.close(first)
     process.wait()
+
+
+def remove(folder: Path) -> None:
+    """Remove what a command left, whatever it is: `shutil.rmtree` gives up on a thousand folders in one another.
+
+    Raises:
+        OSError: something cannot be removed.
+    """
+    if os.getuid():  # root needs no permissions; links are not followed
+        subprocess.run(["chmod", "-R", "u+rwX", "--", str(folder)], check=False, capture_output=True)
+    ended = subprocess.run(["rm", "-rf", "--", str(folder)], check=False, capture_output=True, text=True)
+    if folder.exists():
+        raise OSError(f"{folder} cannot be removed: {ended.stderr[:300].strip()}")
 
 
 @cache
