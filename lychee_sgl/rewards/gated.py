@@ -203,10 +203,10 @@ def group_advantages(totals: Sequence[float], *, scale: bool = True) -> list[flo
     for number, total in enumerate(totals):
         if not math.isfinite(total):
             raise ValueError(f"total {number} is {total}; allowed: a finite number")
-    if not totals:
-        return []
+    if not totals or len({*totals}) == 1:  # a rounded mean of equal numbers can be another number
+        return [0.0] * len(totals)
     mean = fmean(totals)
-    unit = stdev(totals) + STD_EPS if scale and len(totals) > 1 else 1.0
+    unit = stdev(totals) + STD_EPS if scale else 1.0
     return [(total - mean) / unit for total in totals]
 
 

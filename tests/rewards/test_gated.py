@@ -171,6 +171,7 @@ def test_group_advantages_by_hand() -> None:
     half = 1 / (math.sqrt(2) + 1e-4)
     assert group_advantages([0.0, 2.0]) == pytest.approx([-half, half])
     assert group_advantages([3.0, 3.0, 3.0]) == [0.0, 0.0, 0.0]
+    assert group_advantages([0.1, 0.1, 0.1]) == [0.0, 0.0, 0.0]  # whose rounded mean is not 0.1
     assert group_advantages([3.0]) == [0.0]
     assert group_advantages([]) == []
     with pytest.raises(ValueError, match="total 1 is inf"):
