@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 TIMEOUT: Final = httpx.Timeout(1800.0, connect=10.0)
 BUSY: Final = (429, 502, 503, 504)
+BROKEN: Final = ("abort", "error")
+"""Finish reasons of answers that the server gave up."""
 FIRST_WAIT: Final = 0.5
 LONGEST_WAIT: Final = 120.0
 """Seconds between two tries; a `Retry-After` beyond it is not obeyed but ends the request."""
@@ -166,8 +168,18 @@ class Asker:
             raise Gone(f"{type(error).__name__} {error}".strip()) from error
 
 
+async def _lines(response: httpx.Response) -> AsyncIterator[str]:
+    """Lines of an event stream. `aiter_lines` also cuts at U+2028 and the like, which JSON may hold as they are."""
+    rest = b""
+    async for piece in response.aiter_bytes():
+        *whole, rest = (rest + piece).split(b"\n")
+        for line in whole:
+            yield line.decode(errors="replace").rstrip("\r")
+    yield rest.decode(errors="replace")
+
+
 async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    async for line in response.aiter_lines():
+    async for line in _lines(response):
         if not line.startswith("data:") or line.removeprefix("data:").strip() == "[DONE]":
             continue
         try:
@@ -197,6 +209,8 @@ async def _read(response: httpx.Response, start: float) -> Reply:
         lychee = event.get("lychee") or lychee
     if finish is None:
         raise Gone("the answer broke off: its stream ended without a finish reason")
+    if finish in BROKEN:
+        raise Refused(f"the answer broke off: its finish reason is {finish!r}")
     return Reply(
         text="".join(parts),
         finish_reason=finish,

@@ -139,6 +139,9 @@ class Settings(_Strict):
                 raise ValueError(f"{what} has {twice[0]!r} twice; allowed: every name once")
         if self.baseline and self.baseline not in [arm.name for arm in self.arms]:
             raise ValueError(f"baseline is {self.baseline!r}; allowed: {', '.join(arm.name for arm in self.arms)}")
+        for lengths in (self.lengths, *(task.lengths or () for task in self.tasks)):
+            if len({*lengths}) < len(lengths):
+                raise ValueError(f"lengths is {list(lengths)}; allowed: every length once")
         lengths = [*self.lengths, *(length for task in self.tasks for length in task.lengths or ())]
         if any(length < 64 for length in lengths) or not self.lengths:
             raise ValueError(f"lengths has {min(lengths, default='none')}; allowed: from 64 on")

@@ -49,7 +49,7 @@ class Target:
         send_as: whether arms' `lychee` fields go under `lychee` or, for an engine, as `custom_params`.
         concurrency: samples at a time.
         retries: of a request.
-        patience: samples in a row that find no server, after which the run stops.
+        patience: answers in a row that find no server, after which the run stops.
     """
 
     url: str
@@ -216,12 +216,14 @@ class _Crew:
 
     async def _one(self, sample: Sample, arms: Sequence[Arm]) -> None:
         prefill: float | None = None
-        for place, arm in enumerate(arms):
+        warm_up = self._settings.warm_up
+        for arm in arms:
             fields = arm.fields(self._target.send_as)
             try:
-                if place == 0 and self._settings.warm_up:
+                if warm_up:  # until it has been answered once
                     warm = self._settings.base.fields(self._target.send_as)
                     prefill = (await self._asker.ask(self._model, sample.prompt, sample.prefix, 1, warm)).seconds
+                    warm_up = False
                 reply = await self._asker.ask(self._model, sample.prompt, sample.prefix, sample.max_tokens, fields)
             except Refused as error:
                 self._keep(Record(sample=sample.key, arm=arm.name, error=str(error)))

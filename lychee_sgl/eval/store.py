@@ -1,4 +1,7 @@
-"""A run's folder: what it asks, its samples, and one line for each record, written as they come."""
+"""A run's folder: what it asks, its samples, and one line for each record, written as they come.
+
+Lines are JSON in ASCII: a reply may hold anything, also other line separators and halves of surrogate pairs.
+"""
 
 from __future__ import annotations
 
@@ -112,11 +115,11 @@ class Store:
         path = self.folder / "samples.jsonl"
         if not path.exists():
             return None
-        return [Sample.from_dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [Sample.from_dict(json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
     def keep_samples(self, samples: Iterable[Sample]) -> None:
         """Write all samples, whole or not at all."""
-        text = "".join(json.dumps(sample.as_dict(), ensure_ascii=False) + "\n" for sample in samples)
+        text = "".join(json.dumps(sample.as_dict()) + "\n" for sample in samples)
         _write(self.folder / "samples.jsonl", text)
 
     def records(self) -> dict[tuple[str, str], Record]:
@@ -137,7 +140,7 @@ class Store:
         """Append a record; once this returns, the death of the process cannot lose it."""
         if self._file is None:
             self._file = (self.folder / "records.jsonl").open("a", encoding="utf-8")
-        self._file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
+        self._file.write(json.dumps(asdict(record)) + "\n")
         self._file.flush()
 
     def finish(self, samples: Sequence[Sample], arms: Sequence[str]) -> None:
@@ -147,7 +150,7 @@ class Store:
             self._file = None
         found = self.records()
         keys = [(sample.key, arm) for sample in samples for arm in arms]
-        text = "".join(json.dumps(asdict(found[key]), ensure_ascii=False) + "\n" for key in keys if key in found)
+        text = "".join(json.dumps(asdict(found[key])) + "\n" for key in keys if key in found)
         _write(self.folder / "records.jsonl", text)
 
 

@@ -34,6 +34,8 @@ class Oracle:
         bodies: all requests for an answer.
         trouble: called with the number of a request (from 0); a status, headers and message to answer with, or None.
         answer: makes the reply of a prompt's text under the request's fields.
+        reason: why an answer ends.
+        raw: whether answers are JSON in UTF-8, without escapes.
         asked: set with every request.
     """
 
@@ -41,6 +43,8 @@ class Oracle:
         self.bodies: list[dict[str, Any]] = []
         self.trouble: Callable[[int], tuple[int, dict[str, str], str] | None] = lambda number: None
         self.answer: Callable[[str, dict[str, Any]], str] = lambda text, body: read(text)
+        self.reason: Callable[[dict[str, Any]], str] = lambda body: "stop"
+        self.raw = False
         self.plan = {"name": "tiny", "sha256": "ab"}
         self.counts: Counter[str] = Counter()
         self.asked = threading.Event()
@@ -92,8 +96,12 @@ class Oracle:
         for piece in ("", *re.findall(r".{1,7}", reply, re.DOTALL)):
             choice: dict[str, Any] = {"index": 0, "finish_reason": None}
             choice |= {"delta": {"content": piece}} if chat else {"text": piece}
-            yield f"data: {json.dumps({'choices': [choice]})}\n\n"
-        end: dict[str, Any] = {"index": 0, "finish_reason": "stop", **({"delta": {}} if chat else {"text": ""})}
+            yield f"data: {json.dumps({'choices': [choice]}, ensure_ascii=not self.raw)}\n\n"
+        end: dict[str, Any] = {
+            "index": 0,
+            "finish_reason": self.reason(body),
+            **({"delta": {}} if chat else {"text": ""}),
+        }
         yield f"data: {json.dumps({'choices': [end], 'usage': usage, 'lychee': lychee})}\n\n"
         yield "data: [DONE]\n\n"
 

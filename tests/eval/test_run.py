@@ -15,10 +15,11 @@ import pytest
 
 from lychee_sgl.eval.config import parse_settings
 from lychee_sgl.eval.errors import EvalError
+from lychee_sgl.eval.metrics import score
 from lychee_sgl.eval.run import Target, run
 from lychee_sgl.eval.store import Record, Store, read_records
 from tests.eval.conftest import Silent, settings
-from tests.eval.oracle import read
+from tests.eval.oracle import QUERY, read
 from tests.gateway.scripted_engine import wait_until
 
 if TYPE_CHECKING:
@@ -144,6 +145,69 @@ def test_a_busy_server_is_asked_again_when_it_says(oracle: tuple[Oracle, str], t
     outcome = run(settings(arms=ONE, samples=1, tasks=["niah_single_2"]), Target(url=url), tmp_path, silent, {})
     assert (outcome.records, outcome.errors) == (1, 0)
     assert len(server.bodies) == 1 + 1 + 3
+
+
+def test_a_warm_up_that_failed_is_asked_for_again_before_the_next_arm(
+    oracle: tuple[Oracle, str], tmp_path: Path, silent: Silent
+) -> None:
+    server, url = oracle
+    server.trouble = lambda number: (502, {}, "no engine") if number == 2 else None  # after one for each arm
+    arms = [*ONE, {"name": "other", "lychee": {"budget": 64}}]
+    outcome = run(
+        settings(arms=arms, tasks=["niah_single_2"], samples=1), Target(url=url, retries=0), tmp_path, silent, {}
+    )
+    assert (outcome.records, outcome.errors) == (2, 1)
+    assert [(body["max_tokens"], body["lychee"]["budget"]) for body in server.bodies[2:]] == [
+        (1, "dense"), (1, "dense"), (128, 64),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("reason", ["abort", "error"])
+def test_an_answer_that_the_server_gave_up_is_an_error_and_no_wrong_answer(
+    oracle: tuple[Oracle, str], tmp_path: Path, silent: Silent, reason: str
+) -> None:
+    server, url = oracle
+    server.reason = lambda body: reason if body["max_tokens"] > 1 else "stop"
+    wanted = settings(arms=ONE, samples=1, tasks=["niah_single_2"])
+    assert run(wanted, Target(url=url), tmp_path, silent, {}).errors == 1
+    (bad,) = read_records(tmp_path).values()
+    assert (bad.score, bad.error) == (None, f"the answer broke off: its finish reason is {reason!r}")
+
+
+def test_replies_and_samples_may_hold_any_character(oracle: tuple[Oracle, str], tmp_path: Path, silent: Silent) -> None:
+    server, url = oracle
+    server.raw = True  # SGLang writes UTF-8, not escapes
+    file = tmp_path / "m.jsonl"
+    file.write_text(
+        json.dumps({"context": "a\u2028b\x85c", "input": "q", "answers": ["é"], "all_classes": None}) + "\n"
+    )
+    wanted = settings(
+        arms=ONE, samples=1,
+        tasks=["niah_single_2", {"name": "longbench/qasper", "file": str(file)}],
+    )  # fmt: skip
+    server.answer = lambda text, body: (read(text) if QUERY.search(text) else "é") + " \u2028 \x85 \x0b"
+    for _ in range(2):
+        outcome = run(wanted, Target(url=url), tmp_path / "out", silent, {})
+        assert (outcome.records, outcome.errors) == (2, 0)
+    assert "a\u2028b\x85c" in (Store(tmp_path / "out").samples() or [])[1].prompt
+    assert {record.reply[-6:] for record in read_records(tmp_path / "out").values()} == {" \u2028 \x85 \x0b"}
+    store = Store(tmp_path / "half")
+    store.open({}, {})
+    store.add(Record(sample="a", arm="x", reply="\ud83d"))
+    assert store.records()["a", "x"].reply == "\ud83d"
+    store.close()
+
+
+def test_records_and_samples_are_enough_to_score_again(
+    oracle: tuple[Oracle, str], tmp_path: Path, silent: Silent
+) -> None:
+    server, url = oracle
+    server.answer = lambda text, body: read(text)[:20]  # half of several answers
+    run(settings(), Target(url=url), tmp_path, silent, {})
+    samples = {sample.key: sample for sample in Store(tmp_path).samples() or []}
+    records = read_records(tmp_path).values()
+    assert {record.score for record in records} > {1.0}
+    assert all(score(record.reply, samples[record.sample]) == record.score for record in records)
 
 
 def test_errors_are_kept_reported_and_asked_for_again(
@@ -298,6 +362,7 @@ def test_a_run_that_was_killed_gives_the_same_records(
         ({"seeds": 1}, "seeds: Extra inputs are not permitted|seeds is 1: Extra inputs"),
         ({"samples": 0}, "samples is 0: Input should be greater than or equal to 1"),
         ({"lengths": [32]}, "lengths has 32; allowed: from 64 on"),
+        ({"lengths": [64, 96, 64]}, r"lengths is \[64, 96, 64\]; allowed: every length once"),
         ({"arms": []}, "arms: "),
         ({"arms": [*ONE, *ONE]}, "arms has 'dense' twice"),
         ({"tasks": ["vt", "vt"]}, "tasks has 'vt' twice"),
