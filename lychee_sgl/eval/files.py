@@ -171,6 +171,8 @@ def file_samples(name: str, path: Path, *, max_tokens: int | None) -> list[Sampl
             values = make(row)
         except (KeyError, TypeError, AttributeError) as error:
             raise EvalError(f"{name}: entry {number + 1} of {path} lacks the field {error}") from error
+        except ValueError as error:
+            raise EvalError(f"{name}: entry {number + 1} of {path}: {error}") from error
         if max_tokens is not None:
             values["max_tokens"] = max_tokens
         samples.append(Sample(task=name, length=0, number=number, prefix="", **values))
@@ -211,17 +213,27 @@ def _rows(name: str, path: Path) -> list[dict[str, Any]]:
 def _longbench(dataset: Dataset, row: dict[str, Any]) -> dict[str, Any]:
     options = {"kind": dataset.kind, "first_line": dataset.first_line}
     if dataset.kind == "classes":
-        options["classes"] = row["all_classes"]
+        options["classes"] = _texts(row, "all_classes")
     return {
         "prompt": dataset.prompt.format(context=row["context"], input=row["input"]),
-        "answers": tuple(row["answers"]),
+        "answers": tuple(_texts(row, "answers")),
         "metric": "longbench",
         "max_tokens": dataset.max_tokens,
         "options": options,
     }
 
 
+def _texts(row: dict[str, Any], field: str) -> list[str]:
+    """A field that has to be a list of strings, one or more: of a bare string every letter would be an answer."""
+    value = row[field]
+    if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"{field} is {value!r}; allowed: a list of one string or more")
+    return value
+
+
 def _choice(row: dict[str, Any]) -> dict[str, Any]:
+    if row["answer"] not in tuple("ABCD"):
+        raise ValueError(f"answer is {row['answer']!r}; allowed: A, B, C, D")
     letters = {letter.lower(): row[f"choice_{letter}"].strip() for letter in "ABCD"}
     return {
         "prompt": CHOICE_PROMPT.format(context=row["context"].strip(), question=row["question"].strip(), **letters),

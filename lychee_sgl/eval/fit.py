@@ -57,6 +57,7 @@ class Recipe:
         step: by how much the filling is made smaller when a sample has come out too long, by length; the least, too.
         depth: where the needle of a sample stands, by its number.
         choose: overrides the search for the amount of filling.
+        most: the most filling there is; None: as much as is wanted.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Recipe:
     step: Callable[[int], int]
     depth: Callable[[int], float] | None = None
     choose: Callable[[Recipe, int, int, Counter], int] | None = None
+    most: Callable[[], int] | None = None
 
     def samples(self, length: int, count: int, seed: int, tokens: Counter) -> Iterator[Sample]:
         """Make samples one after the other.
@@ -132,9 +134,14 @@ def search(recipe: Recipe, length: int, seed: int, tokens: Counter) -> int:
     least = measure(step)
     if least > length:
         raise EvalError(f"{recipe.name} at a length of {length}: the least there can be is {least} tokens")
+    most = recipe.most() if recipe.most is not None else None
     low, high = step, 2 * step
-    while measure(high) <= length:
+    while (most is None or high <= most) and measure(high) <= length:
         low, high = high, 2 * high
+    if most is not None and high > most:
+        if measure(most) <= length:
+            raise EvalError(f"{recipe.name} at a length of {length}: the most there can be is {measure(most)} tokens")
+        high = most
     while high - low > 1:
         middle = (low + high) // 2
         if measure(middle) <= length:

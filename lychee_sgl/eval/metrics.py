@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 CONTROL = re.compile(r"[\x00-\x1f]")
 ARTICLES = re.compile(r"\b(a|an|the)\b")
-CHOICE = re.compile(r"The correct answer is \(?([A-D])")
+CHOICES = (re.compile(r"The correct answer is \(([A-D])\)"), re.compile(r"The correct answer is ([A-D])"))
 
 
 def _printable(reply: str) -> str:
@@ -41,9 +41,13 @@ def final_line(reply: str, sample: Sample) -> float:
 
 
 def steps_right(reply: str, sample: Sample) -> float:
-    """Share of a trace's expected lines that the reply has, from the first on, up to the first that is wrong."""
+    """Share of a trace's expected lines that the reply has, from the first on, up to the first that is wrong.
+
+    A reply that does not continue the prefix may begin with it again.
+    """
     wanted = sample.options["lines"]
-    told = [" ".join(line.split()) for line in f"{sample.prefix}{reply}".splitlines() if line.strip()]
+    whole = reply if reply.lstrip().startswith(sample.prefix) else f"{sample.prefix}{reply}"
+    told = [" ".join(line.split()) for line in whole.splitlines() if line.strip()]
     right = 0
     for line, expected in zip(told, wanted, strict=False):
         if line != expected:
@@ -111,8 +115,9 @@ def longbench(reply: str, sample: Sample) -> float:
 
 
 def choice(reply: str, sample: Sample) -> float:
-    """1 where the reply's first "The correct answer is" names the expected letter: LongBench v2."""
-    found = CHOICE.search(reply.replace("*", ""))
+    """1 where the first "The correct answer is (X)", else the first without brackets, is right: LongBench v2."""
+    told = reply.replace("*", "")
+    found = CHOICES[0].search(told) or CHOICES[1].search(told)
     return float(found is not None and found[1] == sample.answers[0])
 
 

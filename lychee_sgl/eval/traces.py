@@ -85,7 +85,7 @@ def _variables(request: Request) -> Text:
 
 
 def _names(draw: Random, count: int) -> list[str]:
-    letters = 2 if count <= 200 else 3
+    letters = 2 if count <= 200 else 3 if count <= 8000 else 4  # at least twice as many names as are wanted
     names: dict[str, None] = {}
     while len(names) < count:
         names["".join(draw.choices(string.ascii_uppercase, k=letters))] = None

@@ -83,6 +83,16 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
     path = lines(tmp_path / "f.jsonl", {"problem": "x", "answer": "1"}, {"answer": "1"})
     with pytest.raises(EvalError, match=r"entry 2 of .*f\.jsonl lacks the field 'question'"):
         file_samples("maths", path, max_tokens=None)
+    row = {"context": "c", "input": "q", "answers": "Paris", "all_classes": None}
+    for change, said in (
+        ({}, "answers is 'Paris'"),
+        ({"answers": []}, r"answers is \[\]"),
+        ({"answers": [1]}, "answers"),
+    ):
+        with pytest.raises(EvalError, match=rf"entry 1 of .*g\.jsonl: {said}.*; allowed: a list of one string or more"):
+            file_samples("longbench/qasper", lines(tmp_path / "g.jsonl", {**row, **change}), max_tokens=None)
+    with pytest.raises(EvalError, match=r"entry 1 of .*g\.jsonl: all_classes is None; allowed: a list"):
+        file_samples("longbench/trec", lines(tmp_path / "g.jsonl", {**row, "answers": ["a"]}), max_tokens=None)
     with pytest.raises(EvalError, match="task is 'longbench/vcsum'; allowed of LongBench: longbench/narrativeqa"):
         file_samples("longbench/vcsum", path, max_tokens=None)
 

@@ -62,6 +62,7 @@ def test_a_trace_is_followed_to_its_first_wrong_line() -> None:
     asked = sample("final_line", "11", prefix="0 +", label="Total", lines=lines)
     assert steps_right(" 4 = 4\n4 + 2 = 6\n6 + 5 = 11\nTotal: 11", asked) == 1.0
     assert steps_right(" 4 = 4\n\n4  + 2 = 6\n6 + 5 = 12\nTotal: 11", asked) == 0.5
+    assert steps_right("0 + 4 = 4\n4 + 2 = 6\n6 + 5 = 11\nTotal: 11", asked) == 1.0  # the prefix said again
     assert steps_right(" 5 = 4", asked) == 0.0
     assert steps_right("", asked) == 0.0
 
@@ -109,6 +110,8 @@ def test_longbench_takes_the_best_of_its_answers() -> None:
         ("The correct answer is (B).", 1.0),
         ("**The correct answer is B**", 1.0),
         ("The correct answer is (C)", 0.0),
+        ("The correct answer is Clear to me. The correct answer is (B).", 1.0),
+        ("The correct answer is B, not that the correct answer is (C).", 1.0),
         ("B", 0.0),
     ],
 )

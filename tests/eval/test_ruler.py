@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,8 +18,6 @@ from lychee_sgl.eval.ruler.vocabulary import adjectives, nouns, shuffled
 from lychee_sgl.eval.text import Prose, sentences
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from lychee_sgl.eval.fit import Recipe
     from lychee_sgl.eval.sample import Sample
 
@@ -192,8 +191,11 @@ def test_common_words_have_the_frequencies_of_the_definition(
 
 def test_common_words_end_where_the_vocabulary_does() -> None:
     assert len(shuffled(1)) == len({*shuffled(1)}) > 8000
-    with pytest.raises(EvalError, match=r"cwe at a length of 10000000 wants \d+ words, and there are \d+"):
-        made("cwe", 10_000_000)
+    most = RECIPES["cwe"].make(len(shuffled(1)), 9999, -1, 1, count)[1]
+    with pytest.raises(EvalError, match=rf"cwe at a length of {most + 500}: the most there can be is \d+ tokens"):
+        made("cwe", most + 500)
+    sample = next(RECIPES["cwe"].samples(most - 500, 1, 1, count))  # nearly all words, far beyond the last doubling
+    assert most - 1500 < count(sample.prompt, sample.prefix) + 120 <= most - 500
 
 
 def test_frequent_words_follow_a_zeta_distribution_under_dots() -> None:
@@ -213,6 +215,11 @@ def test_lengths_that_are_too_short_are_refused_with_what_there_must_be() -> Non
         made("niah_single_2", 300)
     with pytest.raises(EvalError, match="fwe at a length of 200: allowed are lengths from 300 on"):
         made("fwe", 200)
+
+
+def test_the_vocabulary_has_as_many_words_as_the_page_says() -> None:
+    page = (Path(__file__).parents[2] / "lychee_sgl" / "eval" / "README.md").read_text(encoding="utf-8")
+    assert f"({len(shuffled(1)):,} words)" in page
 
 
 def test_words_are_adjective_and_noun() -> None:

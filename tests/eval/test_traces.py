@@ -85,3 +85,14 @@ def test_a_length_without_room_for_four_steps_is_refused() -> None:
 
     with pytest.raises(EvalError, match="trace_states at a length of 64: the least there can be is"):
         next(RECIPES["trace_states"].samples(64, 1, 1, count))
+
+
+def test_there_are_names_for_as_many_variables_as_are_wanted() -> None:
+    from random import Random
+
+    from lychee_sgl.eval.traces import _names
+
+    for wanted in (200, 201, 8000, 8001, 20_000):  # of two letters there are 676 names, of three 17,576
+        names = _names(Random(1), wanted)
+        assert len(set(names)) == len(names) == wanted
+        assert 26 ** len(names[0]) > 2 * wanted

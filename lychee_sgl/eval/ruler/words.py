@@ -43,6 +43,7 @@ def common_words_recipe() -> Recipe:
         max_tokens=120,
         build=_common,
         step=lambda length: COMMON_STEP,
+        most=lambda: len(shuffled(0)),
     )
 
 
@@ -57,12 +58,7 @@ def _common(request: Request) -> Text:
 
 
 def _listed(request: Request, count: int, often: int, seldom: int) -> tuple[str, list[str]]:
-    words = shuffled(request.seed)
-    if count > len(words):
-        raise EvalError(
-            f"cwe at a length of {request.length} wants {count} words, and there are {len(words)}; a shorter one works"
-        )
-    drawn = request.draw.sample(words, count)
+    drawn = request.draw.sample(shuffled(request.seed), count)
     common, others = drawn[:COMMON_WORDS], drawn[COMMON_WORDS:]
     listed = common * often + others * seldom
     Random(request.seed).shuffle(listed)
