@@ -63,9 +63,11 @@ def failures(results: Results, figure: dict[str, Any]) -> list[str]:
     Raises:
         EvalError: the run asked something else than the figure's.
     """
-    settings = results.runs[0]["identity"]["settings"]
-    if settings != figure["settings"]:
+    identity = results.runs[0]["identity"]
+    if identity["settings"] != figure["settings"]:
         raise EvalError("the run's settings are not the figure's; make the figure anew with --write")
+    if identity["model"] != figure["model"]:
+        raise EvalError(f"the run's model is {identity['model']!r}, not the figure's {figure['model']!r}")
     found = []
     for name, wanted in figure["arms"].items():
         now = line(results, name, lambda sample: True)
@@ -78,12 +80,12 @@ def failures(results: Results, figure: dict[str, Any]) -> list[str]:
                 continue
             middle, low, _ = wanted[what]
             floor = middle if low is None else low
-            if value is None or value.value < floor - 1e-9:
+            if value is None or not value.value >= floor - 1e-9:  # no number is no success
                 told = "nothing" if value is None else f"{value.value:.4f}"
                 found.append(f"{name}: {what} is {told}, below {floor:.4f}, the low end of the figure's {middle:.4f}")
         if wanted["attended"] is not None:
             share = None if now.attended is None else now.attended.value
-            if share is None or abs(share - wanted["attended"][0]) > BUDGET_TOLERANCE:
+            if share is None or not abs(share - wanted["attended"][0]) <= BUDGET_TOLERANCE:
                 told = "unknown" if share is None else f"{share:.3f}"
                 found.append(f"{name}: attended is {told}, not {wanted['attended'][0]:.3f}: another budget")
     return found

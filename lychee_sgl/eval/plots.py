@@ -79,7 +79,7 @@ def _budget(results: Results, summary: Mapping[str, Any]) -> Any:
             points = [(shares[name], summary["all"][name][what]) for name in names if summary["all"][name][what]]
             if points:
                 budgets, estimates = zip(*points, strict=True)
-                _line(axis, budgets, estimates, policy, MARKERS[place % len(MARKERS)])
+                _line(axis, budgets, estimates, policy, place)
     base = summary["all"][summary["baseline"]]["score"]
     if base is not None:
         axes[0][0].axhline(100 * base[0], color="grey", linestyle="--", label=summary["baseline"])
@@ -88,18 +88,25 @@ def _budget(results: Results, summary: Mapping[str, Any]) -> Any:
         axis.set_xlabel("budget, share of the context")
         axis.set_ylabel(what)
         ticks = sorted({share for share in shares.values() if share is not None})
-        axis.set_xticks(ticks, [f"1/{round(1 / tick)}" if tick < 1 else "1" for tick in ticks])
+        axis.set_xticks(ticks, [share_label(tick) for tick in ticks])
         axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=7)
     return figure
 
 
-def _line(axis: Axes, at: Sequence[float], estimates: Sequence[Sequence[float]], label: str, marker: str) -> None:
+def share_label(share: float) -> str:
+    """A budget on an axis: `1/8` only where it is one."""
+    parts = round(1 / share)
+    return f"{share:.3g}" if abs(1 / parts - share) > 1e-3 * share else f"1/{parts}" if parts > 1 else "1"
+
+
+def _line(axis: Axes, at: Sequence[float], estimates: Sequence[Sequence[float]], label: str, place: int) -> None:
     middle = [100 * value[0] for value in estimates]
     low = [100 * (value[1] if value[1] is not None else value[0]) for value in estimates]
     high = [100 * (value[2] if value[2] is not None else value[0]) for value in estimates]
-    (drawn,) = axis.plot(at, middle, marker=marker, markersize=4, label=label)
-    axis.fill_between(at, low, high, alpha=0.12, color=drawn.get_color())
+    colour = f"C{place % 10}"  # by the policy's place: one legend stands for all panels
+    axis.plot(at, middle, marker=MARKERS[place % len(MARKERS)], markersize=4, label=label, color=colour)
+    axis.fill_between(at, low, high, alpha=0.12, color=colour)
 
 
 def _needle(results: Results) -> Any:
@@ -158,7 +165,12 @@ def _pareto(results: Results, summary: Mapping[str, Any]) -> Any:
         axis.step([cost for cost, _ in front], [score for _, score in front], where="post", color="grey", alpha=0.6)
         axis.set_ylabel("score, mean over tasks (%)")
         axis.grid(alpha=0.3)
-    handles = dict(zip(*reversed(axes[0][0].get_legend_handles_labels()), strict=True))
+    handles = {
+        label: handle
+        for axis in axes[0]
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+        if label in order
+    }
     axes[0][1].legend(handles.values(), handles.keys(), fontsize=7)
     axes[0][0].set_xlabel("KV entries read, share of dense (%)")
     axes[0][1].set_xlabel("seconds for each solved sample")

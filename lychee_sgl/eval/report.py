@@ -97,7 +97,7 @@ def overview(table: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def scores(summary: Mapping[str, Any], what: str = "score") -> str:
-    """Tasks by arms, with intervals, a few arms to a table; the last line of the first table says how many samples."""
+    """Tasks by arms, with intervals, a few arms to a table; in the last line their means."""
     arms = [name for name in summary["all"] if what == "score" or name != summary["baseline"]]
     parts = []
     for start in range(0, len(arms), ARMS_A_TABLE):
@@ -167,6 +167,8 @@ def _warnings(summary: Mapping[str, Any]) -> str:
     found = []
     if summary["missing"]:
         found.append(f"**{summary['missing']} samples have not been asked yet.**")
+    if summary["asked_differently"]:
+        found.append(f"**The runs did not ask in the same way:** {'; '.join(summary['asked_differently'])}.")
     if errors:
         told = "; ".join(f"{count} times: {message}" for message, count in summary["error_messages"].items())
         found.append(f"**{errors} answers are errors and count in no mean.** {told}")

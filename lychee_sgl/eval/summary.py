@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -124,7 +125,7 @@ def load(folders: Sequence[Path], baseline: str | None = None) -> Results:
             raise EvalError(f"{folder} has no samples yet")
         theirs = {sample.key: sample for sample in found}
         samples = samples or theirs
-        if {k: s.digest for k, s in theirs.items()} != {k: s.digest for k, s in samples.items()}:
+        if theirs != samples:
             raise EvalError(f"{folder} asks other samples than {folders[0]}; allowed are runs of the same ones")
         twice = {arm.name for arm in arms} & {arm.name for arm in settings.arms}
         if twice:
@@ -229,9 +230,20 @@ def summarise(results: Results) -> dict[str, Any]:
         "over_able": table(lambda sample: sample.task in able),
         "tasks": {task: table(of_task(task)) for task in results.tasks},
         "cells": {f"{task}/{length}": table(of_task(task, length)) for task, length in lengths},
+        "asked_differently": asked_differently(results),
         "missing": sum((key, name) not in results.records for key in results.samples for name in names),
         "error_messages": _messages(results),
     }
+
+
+def asked_differently(results: Results) -> list[str]:
+    """What runs that stand side by side did not have in common although it bears on their replies, in words."""
+    found = []
+    for field in ("api", "prefix", "temperature", "body", "warm_up"):
+        values = [run["identity"]["settings"][field] for run in results.runs]
+        if any(value != values[0] for value in values):
+            found.append(f"{field} is {', '.join(json.dumps(value) for value in values)}")
+    return found
 
 
 def _messages(results: Results) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 from lychee_sgl.eval.cli import app
 from lychee_sgl.eval.errors import EvalError
 from lychee_sgl.eval.gate import failures, make_figure
-from lychee_sgl.eval.plots import pareto_front
+from lychee_sgl.eval.plots import _budget, _pareto, pareto_front, share_label
 from lychee_sgl.eval.report import markdown, task_table, write_report
 from lychee_sgl.eval.run import identity_of
 from lychee_sgl.eval.sample import Sample
@@ -45,7 +46,7 @@ def sample(task: str, number: int, depth: float | None = None) -> Sample:
 
 
 def record(task: str, number: int, arm: str, score: float, *, tokens: int = 10, **more: Any) -> Record:
-    share = {"dense": 1.0, "ours 1/8": 0.25, "ours 1/4": 0.4}[arm]
+    share = {"stock 1/8": None, "dense": 1.0, "ours 1/8": 0.25, "ours 1/4": 0.4}[arm]
     return Record(
         sample=f"{task}/1000/{number}", arm=arm, score=score, reply="a", finish_reason="stop", prompt_tokens=900,
         answer_tokens=tokens, first_token_seconds=0.1, seconds=2.0, attended_fraction=share,
@@ -178,6 +179,45 @@ def test_runs_that_do_not_belong_together_are_refused(made: Callable[..., Path],
         load([tmp_path / "nowhere"])
 
 
+def test_runs_that_were_asked_in_another_way_are_told_apart(made: Callable[..., Path]) -> None:
+    one, two = made("one", ARMS[:2]), made("two", ARMS[2:])
+    path = two / "run.json"
+    run = json.loads(path.read_text())
+    run["identity"]["settings"] |= {"prefix": "user", "temperature": 0.5}
+    path.write_text(json.dumps(run))
+    text = markdown(summarise(load([one, two])))
+    assert '**The runs did not ask in the same way:** prefix is "continue", "user"; temperature is 0.0, 0.5.' in text
+    assert "did not ask in the same way" not in markdown(summarise(load([one])))
+    path = two / "samples.jsonl"
+    path.write_text(path.read_text().replace('"max_tokens": 8', '"max_tokens": 9'))
+    with pytest.raises(EvalError, match="asks other samples than"):
+        load([one, two])
+
+
+def test_budgets_on_an_axis_are_fractions_only_where_they_are() -> None:
+    shares = (1 / 16, 0.125, 0.3, 1 / 3, 0.4, 0.5, 0.75, 1.0)
+    assert [share_label(share) for share in shares] == ["1/16", "1/8", "0.3", "1/3", "0.4", "1/2", "0.75", "1"]
+
+
+def test_an_arm_without_recall_has_its_colour_and_its_line_in_the_legends(made: Callable[..., Path]) -> None:
+    arms = [{"name": "stock 1/8", "at": 0.125}, *ARMS[1:]]
+
+    def change(one: Record) -> Record:
+        if one.arm == "stock 1/8":
+            return replace(one, attended_fraction=None, recall=None)
+        return one
+
+    results = load([made("run", arms, change)])
+    summary = summarise(results)
+    left, right = (
+        {line.get_label(): line.get_color() for line in axis.get_lines()} for axis in _budget(results, summary).axes
+    )
+    assert set(right) == {"ours"}
+    assert right["ours"] == left["ours"] != left["stock"]
+    (legend,) = [axis.get_legend() for axis in _pareto(results, summary).axes if axis.get_legend() is not None]
+    assert {text.get_text() for text in legend.get_texts()} == {"stock", "ours"}
+
+
 def test_the_front_has_what_nothing_beats() -> None:
     assert pareto_front([(1.0, 50.0), (0.5, 40.0), (0.6, 30.0), (0.5, 20.0), (2.0, 50.0)]) == [(0.5, 40.0), (1.0, 50.0)]
 
@@ -195,23 +235,29 @@ def test_a_run_passes_its_own_gate_and_a_worse_one_does_not(made: Callable[..., 
     assert found == f"ours 1/4: score is 0.0000, below {low:.4f}, the low end of the figure's 0.6500"
 
 
+@pytest.mark.filterwarnings("ignore:The BCa confidence interval")
 def test_less_recall_another_budget_and_errors_fail_the_gate(made: Callable[..., Path]) -> None:
     figure = make_figure(load([made("figure")]))
     less = failures(load([made("less", change=lambda r: replace(r, recall=r.recall and 0.89))]), figure)
     assert [text.split(" is ")[0] for text in less] == ["ours 1/8: recall", "ours 1/4: recall"]
     more = failures(load([made("more", change=lambda r: replace(r, attended_fraction=1.0))]), figure)
     assert "ours 1/8: attended is 1.000, not 0.250: another budget" in more
+    nan = failures(load([made("nan", change=lambda r: replace(r, recall=r.recall and math.nan))]), figure)
+    assert [text.split(",")[0] for text in nan] == ["ours 1/8: recall is nan", "ours 1/4: recall is nan"]
     gone = failures(
         load([made("gone", change=lambda r: replace(r, score=None, error="x") if r.arm == "dense" else r)]), figure
     )
     assert gone[0] == "dense: 0 answers of 8"
 
 
-def test_a_figure_is_held_against_its_own_settings_only(made: Callable[..., Path]) -> None:
+def test_a_figure_is_held_against_its_own_settings_and_model_only(made: Callable[..., Path], tmp_path: Path) -> None:
     figure = make_figure(load([made("figure")]))
     figure["settings"]["seed"] = 2
     with pytest.raises(EvalError, match="the run's settings are not the figure's"):
         failures(load([made("same")]), figure)
+    other = {**make_figure(load([made("other")])), "model": "large"}
+    with pytest.raises(EvalError, match="the run's model is 'tiny', not the figure's 'large'"):
+        failures(load([tmp_path / "same"]), other)
 
 
 def test_the_command_line_runs_reports_and_gates(oracle: tuple[Oracle, str], tmp_path: Path) -> None:
