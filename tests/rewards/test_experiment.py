@@ -196,6 +196,15 @@ def test_the_table_is_what_the_measurement_gives() -> None:
     assert set(gated) == {0}
     assert direct[0.0] == direct[0.05] == direct[0.1] == 0
     assert direct[0.5] >= 4
+    # of those that collapsed from scratch none had learnt anything; with a competent start all had
+    lost = {True: [], False: []}
+    for row in record["arms"]:
+        for best, end in zip(row["best_outcome"], row["end"]["outcome"], strict=True):
+            if end < record["collapsed_below"] * best:
+                lost[row["warm"] > 0].append(best)
+    page = README.read_text()
+    assert f"none of those {len(lost[False])} had a window above {max(lost[False]):.2f}" in page
+    assert f"({min(lost[True]):.2f} and more) and lost it are the {len(lost[True])} of 12" in page
     # where the limit is known, the best policy submits under every reward
     assert {row["optimum"]["submitted"] for row in record["arms"] if row["shortest"] == 10} == {1.0}
 
