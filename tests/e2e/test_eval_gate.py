@@ -30,7 +30,6 @@ class Silent:
     def advance(self, record: Record | None = None) -> None: ...
 
 
-@pytest.mark.skipif(not FIGURE.exists(), reason="no figure: run docs/eval/gate.yaml, then lychee-sgl eval gate --write")
 def test_quality_is_not_below_the_committed_figure(deployment: Deployment, tmp_path: Path) -> None:
     settings = read_settings(ROOT / "docs" / "eval" / "gate.yaml")
     target = Target(url=deployment.url, tokenizer=deployment.engine_url)
