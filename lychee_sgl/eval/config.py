@@ -142,9 +142,9 @@ class Settings(_Strict):
         for lengths in (self.lengths, *(task.lengths or () for task in self.tasks)):
             if len({*lengths}) < len(lengths):
                 raise ValueError(f"lengths is {list(lengths)}; allowed: every length once")
-        lengths = [*self.lengths, *(length for task in self.tasks for length in task.lengths or ())]
-        if any(length < 64 for length in lengths) or not self.lengths:
-            raise ValueError(f"lengths has {min(lengths, default='none')}; allowed: from 64 on")
+        every = [*self.lengths, *(length for task in self.tasks for length in task.lengths or ())]
+        if any(length < 64 for length in every) or not self.lengths:
+            raise ValueError(f"lengths has {min(every, default='none')}; allowed: from 64 on")
         return self
 
     @property

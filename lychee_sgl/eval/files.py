@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 from lychee_sgl.eval.errors import EvalError
+from lychee_sgl.eval.metrics import maths_answer
 from lychee_sgl.eval.sample import Sample
 
 if TYPE_CHECKING:
@@ -245,9 +246,12 @@ def _choice(row: dict[str, Any]) -> dict[str, Any]:
 
 def _maths(row: dict[str, Any]) -> dict[str, Any]:
     problem = row["problem"] if "problem" in row else row["question"]
+    answer = str(row["answer"] if "answer" in row else row["solution"])
+    if not maths_answer(answer):
+        raise ValueError(f"answer is {answer!r}; allowed: an expression that math-verify can read")
     return {
         "prompt": MATHS_PROMPT.format(problem=problem),
-        "answers": (str(row["answer"] if "answer" in row else row["solution"]),),
+        "answers": (answer,),
         "metric": "maths",
         "max_tokens": MATHS_TOKENS,
     }

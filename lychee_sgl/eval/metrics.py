@@ -6,7 +6,7 @@ import re
 import string
 from collections import Counter
 from difflib import SequenceMatcher
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 CONTROL = re.compile(r"[\x00-\x1f]")
 ARTICLES = re.compile(r"\b(a|an|the)\b")
+MATHS_MODE = re.compile(r"(?<!\\)\$")
 CHOICES = (re.compile(r"The correct answer is \(([A-D])\)"), re.compile(r"The correct answer is ([A-D])"))
 
 
@@ -121,13 +122,19 @@ def choice(reply: str, sample: Sample) -> float:
     return float(found is not None and found[1] == sample.answers[0])
 
 
+def maths_answer(text: str) -> list[Any]:
+    r"""What an expected answer means: an expression, or a solution with `\boxed{}`; empty: it cannot be read."""
+    from math_verify import parse
+
+    marked = "\\boxed" in text or MATHS_MODE.search(text) is not None
+    return list(parse(text if marked else f"\\boxed{{{text}}}"))
+
+
 def equal_maths(reply: str, sample: Sample) -> float:
     r"""1 where the reply's last expression (`\boxed{}` first) equals the expected one, by the package math-verify."""
     from math_verify import parse, verify
 
-    wanted = sample.answers[0]
-    gold = parse(wanted if "$" in wanted or "\\boxed" in wanted else f"${wanted}$")
-    return float(verify(gold, parse(reply)))
+    return float(verify(maths_answer(sample.answers[0]), parse(reply)))
 
 
 METRICS: dict[str, Callable[[str, Sample], float]] = {

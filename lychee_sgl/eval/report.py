@@ -169,6 +169,8 @@ def _warnings(summary: Mapping[str, Any]) -> str:
         found.append(f"**{summary['missing']} samples have not been asked yet.**")
     if summary["asked_differently"]:
         found.append(f"**The runs did not ask in the same way:** {'; '.join(summary['asked_differently'])}.")
+    for name, tasks in summary["without_answers"].items():
+        found.append(f"**`{name}` has no answer to {', '.join(tasks)}: its means are over the other tasks alone.**")
     if errors:
         told = "; ".join(f"{count} times: {message}" for message, count in summary["error_messages"].items())
         found.append(f"**{errors} answers are errors and count in no mean.** {told}")

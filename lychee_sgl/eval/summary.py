@@ -231,9 +231,16 @@ def summarise(results: Results) -> dict[str, Any]:
         "tasks": {task: table(of_task(task)) for task in results.tasks},
         "cells": {f"{task}/{length}": table(of_task(task, length)) for task, length in lengths},
         "asked_differently": asked_differently(results),
+        "without_answers": {
+            name: tasks for name in names if (tasks := [t for t in results.tasks if not _answered(results, name, t)])
+        },
         "missing": sum((key, name) not in results.records for key in results.samples for name in names),
         "error_messages": _messages(results),
     }
+
+
+def _answered(results: Results, arm: str, task: str) -> bool:
+    return any(record.error is None for record in results.of(arm, of_task(task)))
 
 
 def asked_differently(results: Results) -> list[str]:

@@ -83,6 +83,10 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
     path = lines(tmp_path / "f.jsonl", {"problem": "x", "answer": "1"}, {"answer": "1"})
     with pytest.raises(EvalError, match=r"entry 2 of .*f\.jsonl lacks the field 'question'"):
         file_samples("maths", path, max_tokens=None)
+    with pytest.raises(
+        EvalError, match=r"entry 1 of .*m\.jsonl: answer is ''; allowed: an expression that math-verify"
+    ):
+        file_samples("maths", lines(tmp_path / "m.jsonl", {"problem": "x", "answer": ""}), max_tokens=None)
     row = {"context": "c", "input": "q", "answers": "Paris", "all_classes": None}
     for change, said in (
         ({}, "answers is 'Paris'"),

@@ -128,6 +128,9 @@ def test_a_choice_wants_its_sentence(reply: str, wanted: float) -> None:
         ("no idea", "204", 0.0),
         (r"\boxed{x^2+2x+1}", "(x+1)^2", 1.0),
         (r"\boxed{7}", r"Thus \boxed{7}.", 1.0),
+        (r"\boxed{18.90}", r"\$18.90", 1.0),  # as MATH writes prices
+        (r"\boxed{18.91}", r"\$18.90", 0.0),
+        (r"\boxed{\frac12}", r"$\frac{1}{2}$", 1.0),
     ],
 )
 def test_mathematics_is_compared_as_mathematics(reply: str, answer: str, wanted: float) -> None:

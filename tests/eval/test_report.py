@@ -149,6 +149,16 @@ def test_errors_and_gaps_are_said_first_and_count_in_no_mean(made: Callable[...,
     assert ours.distance.value == pytest.approx(-1 / 3)  # over the three that both answered
 
 
+def test_an_arm_without_answers_to_a_task_is_not_compared_in_silence(made: Callable[..., Path]) -> None:
+    def change(one: Record) -> Record:
+        lost = one.arm == "ours 1/4" and one.sample.startswith("vt")
+        return replace(one, score=None, error="400: too long") if lost else one
+
+    text = markdown(summarise(load([made(change=change)])))
+    assert "**`ours 1/4` has no answer to vt: its means are over the other tasks alone.**" in text
+    assert text.count("has no answer to") == 1
+
+
 def test_runs_of_the_same_samples_stand_side_by_side(made: Callable[..., Path]) -> None:
     results = load([made("one", ARMS[:2]), made("two", ARMS[2:])])
     assert [arm.name for arm in results.arms] == ["dense", "ours 1/8", "ours 1/4"]
