@@ -126,15 +126,19 @@ class Bank:
             row = (key, data, _digest(key, data), size, time.time_ns())
             self._rows.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?)", row)
             self._rows.execute("UPDATE total SET bytes = bytes + ?", (size,))
-            self._evict()
+            self._evict(key)
 
     def _drop(self, key: bytes) -> None:
         for (size,) in self._rows.execute("DELETE FROM rows WHERE key = ? RETURNING bytes", (key,)).fetchall():
             self._rows.execute("UPDATE total SET bytes = bytes - ?", (size,))
 
-    def _evict(self) -> None:
+    def _evict(self, newest: bytes) -> None:
         while self._rows.execute("SELECT bytes FROM total").fetchone()[0] > self._max_bytes:
-            oldest = self._rows.execute("SELECT key FROM rows ORDER BY used LIMIT 1").fetchone()
+            others = "SELECT key FROM rows WHERE key != ? ORDER BY used LIMIT 1"
+            oldest = self._rows.execute(others, (newest,)).fetchone()
+            if oldest is None:  # it fits alone, so the sum is wrong: somebody has deleted rows past us
+                self._rows.execute("UPDATE total SET bytes = (SELECT sum(bytes) FROM rows)")
+                return
             self._drop(oldest[0])
 
     @contextlib.contextmanager

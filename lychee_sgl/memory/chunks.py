@@ -32,7 +32,8 @@ class Block:
         index: from 0 on.
         text: as it stands in the document.
         tokens: unsigned 32-bit token ids.
-        digest: of the tokens; equal blocks of different documents are one.
+        digest: of text and tokens; equal blocks of different documents are one. Tokens alone would not do: what a
+            tokeniser does not know is one token, whatever it is.
     """
 
     index: int
@@ -72,7 +73,10 @@ def cut(text: str, chunk: int, encode: Encode) -> list[Block]:
 
 
 def _block(index: int, texts: list[str], tokens: array[int]) -> Block:
-    return Block(index=index, text="".join(texts), tokens=tokens, digest=sha256(tokens.tobytes()).digest())
+    text = "".join(texts)
+    # surrogates: a text that came as JSON may hold half a pair
+    digest = sha256(tokens.tobytes() + b"|" + text.encode(errors="surrogatepass")).digest()
+    return Block(index=index, text=text, tokens=tokens, digest=digest)
 
 
 def _pieces(texts: Iterator[str], level: int, chunk: int, encode: Encode) -> Iterator[tuple[str, list[int]]]:

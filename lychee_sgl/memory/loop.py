@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -121,13 +122,15 @@ class Reader:
         report = asker.report
         report.chunks, report.document_tokens = len(blocks), sum(len(block.tokens) for block in blocks)
         runner, scan = StepRunner(asker, len(blocks)), _Scan()
-        async for progress in self._scan(runner, scan, blocks, "read"):
-            yield progress
+        async with contextlib.aclosing(self._scan(runner, scan, blocks, "read")) as reading:
+            async for progress in reading:
+                yield progress
         behind = [block for block in blocks if scan.passed.get(block.index, scan.memory) != scan.memory]
         if behind and await self._absent(asker, scan.memory):
             report.second_pass = True
-            async for progress in self._scan(runner, scan, behind, "again"):
-                yield progress
+            async with contextlib.aclosing(self._scan(runner, scan, behind, "again")) as reading:
+                async for progress in reading:
+                    yield progress
         report.kept, report.skipped = len(scan.kept), len(blocks) - len(scan.kept)
         yield Progress(phase="answer", chunk=len(blocks), chunks=len(blocks), kept=report.kept)
         report.seconds = time.monotonic() - began

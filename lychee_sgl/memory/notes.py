@@ -56,12 +56,13 @@ class Memory:
         """Adds notes, then drops those with the lowest score, of equal ones the later, until they fit.
 
         Args:
-            notes: further ones; a text that is there already is not taken twice.
+            notes: further ones; a text that is there already is not taken twice, and one that does not fit even
+                alone is not taken: it would drive out all others before it goes itself.
             room: most tokens.
         """
         held = list(self.notes)
         for note in notes:
-            if all(note.text != other.text for other in held):
+            if note.tokens <= room and all(note.text != other.text for other in held):
                 held.append(note)
         held.sort(key=lambda note: (note.block, note.start))
         while sum(note.tokens for note in held) > room:

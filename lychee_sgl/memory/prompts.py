@@ -42,10 +42,12 @@ def frame(model: Model, behind: str) -> Frame:
     Raises:
         ValueError: the model's chat template does not keep the message as it is.
     """
-    parts = model.render([{"role": "user", "content": _MARK + behind}]).split(_MARK)
-    if len(parts) != 2:
+    rendered = model.render([{"role": "user", "content": _MARK + behind}])
+    if rendered.count(_MARK) != 1 + behind.count(_MARK):
         raise ValueError("the model's chat template repeats or drops the message: it cannot read block by block")
-    head, tail = model.encode(parts)
+    # a text may hold the mark itself: ours is the first
+    before, _, after = rendered.partition(_MARK)
+    head, tail = model.encode([before, after])
     return Frame(head=tuple(head), tail=tuple(tail))
 
 

@@ -46,6 +46,11 @@ class ReadSettings:
     keep: float = KEEP
     attempts: int = 3
 
+    @property
+    def most_note_tokens(self) -> int:
+        """What the notes may take in a prompt: where their lines meet, a tokeniser may need one token more each."""
+        return self.working_memory + self.working_memory // 8
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryRequest:
@@ -106,9 +111,7 @@ def check_fits(settings: ReadSettings, *, window: int, frame: int) -> None:
     Raises:
         Refused: they do not; names all numbers.
     """
-    # notes are counted line by line: where lines meet, a tokeniser may need one more each
-    notes = settings.working_memory + settings.working_memory // 8
-    needed = settings.chunk + notes + frame + settings.quote_tokens
+    needed = settings.chunk + settings.most_note_tokens + frame + settings.quote_tokens
     if needed > window:
         most = window - (needed - settings.chunk)
         raise Refused(

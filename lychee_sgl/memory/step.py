@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from lychee_sgl.memory import prompts
 from lychee_sgl.memory.bank import key_of
@@ -14,7 +14,7 @@ from lychee_sgl.memory.notes import Note, passages, sentences
 from lychee_sgl.memory.retrieval import rank
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from lychee_sgl.memory.bank import Bank
     from lychee_sgl.memory.chunks import Block
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _PAUSE_SECONDS: Final = 0.2
 
 
 class BlockFailed(RuntimeError):
-    """A block could not be read. The message names it, the cause, and that nothing else is lost."""
+    """A block could not be read, or no answer drafted. The message names it, the cause, and what is not lost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,7 @@ class Asker:
         report: what all of it took so far.
         question_tokens: its length.
         frame_tokens: of a step's prompt without block and notes.
+        frame_digest: of their ids.
     """
 
     def __init__(self, model: Model, bank: Bank | None, settings: ReadSettings, question: str, report: Report) -> None:
@@ -57,10 +60,13 @@ class Asker:
         self.model, self.bank, self.settings = model, bank, settings
         self.question, self.report = question, report
         self.question_tokens = len(model.encode([question])[0])
-        self.frame_tokens = len(prompts.frame(model, prompts.quote(question, "x")))
+        frame = prompts.frame(model, prompts.quote(question, "x"))
+        self.frame_tokens = len(frame)
+        # template and tokeniser as this question shows them: steps of others are not reused
+        self.frame_digest = key_of([*frame.head], [*frame.tail])
         # behind the question stands what the template closes with, which is not scored
         self._closing = len(prompts.frame(model, "").tail)
-        self._plain: tuple[str, tuple[float, ...]] | None = None
+        self._plain: dict[str, tuple[float, ...]] = {}
 
     async def generate(
         self, tokens: Sequence[int], max_tokens: int, score_from: int | None = None, stop: str | None = None
@@ -72,16 +78,40 @@ class Asker:
         self.report.cached_tokens += reply.cached_tokens
         return reply
 
+    async def insist(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
+        """Makes a call, and again where the engine fails it.
+
+        Args:
+            name: of what is asked, for people.
+            call: makes it once.
+
+        Raises:
+            BlockFailed: all attempts failed.
+        """
+        for attempt in range(1, self.settings.attempts):
+            try:
+                return await call()
+            except ModelFailed as error:
+                self.report.retries += 1
+                log.warning("%s is tried again: %s", name, error)
+                await asyncio.sleep(_PAUSE_SECONDS * 2 ** (attempt - 1))
+        try:
+            return await call()
+        except ModelFailed as error:
+            kept = "; what was read is kept, the same request goes on from there" if self.bank is not None else ""
+            raise BlockFailed(f"{name} failed {self.settings.attempts} times: {error}{kept}") from error
+
     async def draft(self, memory: Memory, max_tokens: int) -> str:
         """Answers from the notes, for the loop's own eyes; kept in the bank as steps are."""
-        key = key_of("draft", prompts.VERSION, self.model.identity, max_tokens, self.question, memory.text)
+        how = [self.model.identity, self.frame_digest.hex(), max_tokens]
+        key = key_of("draft", prompts.VERSION, how, self.question, memory.text)
         kept = await self.bank.find(key) if self.bank is not None else None
         if isinstance(kept, str):
             return kept
         text = prompts.answer(self.question, memory.text)
         rendered = await asyncio.to_thread(self.model.render, [{"role": "user", "content": text}])
         (tokens,) = await asyncio.to_thread(self.model.encode, [rendered])
-        said = (await self.generate(tokens, max_tokens)).text
+        said = (await self.insist("the draft of the answer", lambda: self.generate(tokens, max_tokens))).text
         if self.bank is not None:
             await self.bank.keep(key, said)
         return said
@@ -96,12 +126,14 @@ class Asker:
         last = -self._closing if self._closing else None
         behind = frame.around(context)
         reply = await self.generate(behind, 1, len(behind) - len(frame.tail))
-        if self._plain is None or self._plain[0] != notes:
+        if notes not in self._plain:
             alone = frame.around(())
             plain = await self.generate(alone, 1, len(alone) - len(frame.tail))
-            self._plain = notes, plain.logprobs
+            # passages are scored without notes, a block beside those of now: notes of before are not asked for again
+            self._plain = {key: value for key, value in self._plain.items() if not key} | {notes: plain.logprobs}
+        unaided = self._plain[notes]
         # a template with nothing before the block has no log-probability for the first token behind it
-        pairs = list(zip(reversed(reply.logprobs[:last]), reversed(self._plain[1][:last]), strict=False))
+        pairs = list(zip(reversed(reply.logprobs[:last]), reversed(unaided[:last]), strict=False))
         gained = [behind_it - alone for behind_it, alone in pairs[:scored]]
         return sum(gained) / len(gained)
 
@@ -125,19 +157,8 @@ class StepRunner:
         if kept is not None:
             asker.report.banked_steps += 1
             return Step(notes=tuple(replace(Note(**note), block=block.index) for note in kept["notes"]))
-        for attempt in range(1, asker.settings.attempts + 1):
-            try:
-                step = await self._ask(block, memory)
-                break
-            except ModelFailed as error:
-                if attempt == asker.settings.attempts:
-                    raise BlockFailed(
-                        f"chunk {block.index + 1} of {self._blocks} failed {attempt} times: {error}; "
-                        "what was read is kept, the same request goes on from there"
-                    ) from error
-                asker.report.retries += 1
-                log.warning("chunk %d of %d is tried again: %s", block.index + 1, self._blocks, error)
-                await asyncio.sleep(_PAUSE_SECONDS * 2 ** (attempt - 1))
+        name = f"chunk {block.index + 1} of {self._blocks}"
+        step = await asker.insist(name, lambda: self._ask(block, memory))
         if asker.bank is not None:
             await asker.bank.keep(key, {"notes": [_as_json(note) for note in step.notes]})
         return step
@@ -145,7 +166,8 @@ class StepRunner:
     def _key(self, block: Block, memory: Memory) -> bytes:
         settings, asker = self._asker.settings, self._asker
         how = [settings.gate, settings.quote_tokens, settings.candidates, settings.keep]
-        return key_of("step", prompts.VERSION, asker.model.identity, how, block.digest, asker.question, memory.text)
+        parts = (asker.model.identity, how, asker.frame_digest, block.digest, asker.question, memory.text)
+        return key_of("step", prompts.VERSION, *parts)
 
     async def _ask(self, block: Block, memory: Memory) -> Step:
         asker = self._asker

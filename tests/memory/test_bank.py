@@ -142,3 +142,17 @@ def test_two_processes_share_one_file(tmp_path: Path) -> None:
     rows.close()
     # a row is 200 letters, two quotes and 160: 55 of them fit
     assert held == total == 55 * (202 + ROW)
+
+
+def test_rows_that_somebody_deleted_do_not_stop_it(tmp_path: Path) -> None:
+    path = tmp_path / "bank.sqlite"
+    bank = Bank(path, 1000)
+    bank.put(KEYS[0], "x" * 800)
+    with sqlite3.connect(path) as rows:
+        rows.execute("DELETE FROM rows")
+    rows.close()
+    bank.put(KEYS[1], "y" * 700)
+    bank.put(KEYS[2], "z")
+    assert bank.get(KEYS[2]) == "z"
+    assert bank.size <= 1000
+    bank.close()

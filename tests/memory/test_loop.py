@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,13 @@ from hypothesis import strategies as st
 
 from lychee_sgl.memory.bank import Bank
 from lychee_sgl.memory.loop import BlockFailed, Progress, Reader, Reading
+from lychee_sgl.memory.model import ModelFailed
 from lychee_sgl.memory.settings import ReadSettings
 from lychee_sgl.memory.split import Refused
 from tests.memory.scripted_model import ScriptedModel
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 SETTINGS = ReadSettings(chunk=64, working_memory=64)
@@ -249,3 +252,73 @@ async def test_an_empty_document_is_answered_from_nothing() -> None:
     reading, told = await read(ScriptedModel(), "")
     assert reading.report.chunks == 0
     assert [progress.says for progress in told] == ["answering from 0 of 0 chunks"]
+
+
+async def test_closed_between_two_events_nothing_runs_on() -> None:
+    model = ScriptedModel()
+    model.hang = "w4"
+    reading = Reader(model, None, replace(SETTINGS, ahead=3)).read(document(6, {}), QUESTION)
+    for _ in range(4):
+        await anext(reading)
+    while model.running != 1:
+        await asyncio.sleep(0)
+    await reading.aclose()
+    assert model.running == 0
+
+
+async def test_a_draft_that_fails_is_tried_again() -> None:
+    drafts = iter([ModelFailed("full"), ModelFailed("full"), "It is known."])
+
+    def one(prompt: str) -> str:
+        if "Copy the sentences" in prompt:
+            return "The key is kept by Anna."
+        said = next(drafts)
+        if isinstance(said, ModelFailed):
+            raise said
+        return said
+
+    text = document(6, {4: "The key is kept by Anna."})
+    reading, _ = await read(ScriptedModel(["Anna"], one), text, wanted=replace(SETTINGS, candidates=0))
+    assert reading.report.retries == 2
+    assert next(drafts, None) is None
+
+
+async def test_another_text_of_the_same_tokens_is_another_block(tmp_path: Path) -> None:
+    """Of what a tokeniser does not know, every word is one and the same token."""
+
+    class Narrow(ScriptedModel):
+        def _id(self, word: str) -> int:
+            return super()._id(word if word.isascii() else "?")
+
+    bank = Bank(tmp_path / "bank", 10**6)
+    for word in ("\u79d8\u5bc6", "\u516c\u958b"):
+        text = document(3, {1: f"The key is {word} as they say."})
+        reading, _ = await read(Narrow(["key"], lambda prompt: "none"), text, bank)
+        assert [note.text for note in reading.memory.notes] == [f"The key is {word} as they say."]
+    bank.close()
+
+
+async def test_another_template_is_asked_anew(tmp_path: Path) -> None:
+    class Other(ScriptedModel):
+        def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+            return super().render(messages).replace("<user>", "<human>")
+
+    bank, text = Bank(tmp_path / "bank", 10**6), document(3, {})
+    known = ScriptedModel()
+    known.encode(["<human> <user>"])
+    await read(known, text, bank)
+    other = Other()
+    other.words, other._ids = known.words, known._ids
+    assert (await read(other, text, bank))[0].report.banked_steps == 0
+    same = ScriptedModel()
+    same.words, same._ids = known.words, known._ids
+    assert (await read(same, text, bank))[0].report.banked_steps == 3
+    bank.close()
+
+
+async def test_the_question_alone_is_scored_once_for_each_memory() -> None:
+    text = document(4, {number: f"The key number {number} is here." for number in range(4)})
+    model = ScriptedModel(["key number"])
+    reading, _ = await read(model, text, wanted=replace(SETTINGS, gate=0.1))
+    assert len(reading.memory.notes) == 4
+    assert max(Counter(model.asked).values()) == 1

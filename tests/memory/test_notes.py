@@ -91,10 +91,16 @@ def test_the_memory_fits_keeps_order_and_drops_the_lowest_scores(notes: list[Not
     assert len({note.text for note in memory.notes}) == len(memory.notes)
     assert set(memory.notes) <= set(notes)
     every = Memory().take(tuple(notes), 1000)
-    assert [note.text for note in every.notes].__len__() == len({note.text for note in notes})
+    assert len(every.notes) == len({note.text for note in notes})
     fewer = every.take((), room)
     dropped = [note for note in every.notes if note not in fewer.notes]
     assert all(gone.score <= held.score for gone in dropped for held in fewer.notes)
+
+
+def test_a_note_that_never_fits_drives_out_no_other() -> None:
+    small = Note(block=0, start=0, text="small", score=1.0, tokens=5)
+    large = Note(block=1, start=0, text="large", score=9.0, tokens=11)
+    assert Memory().take((small,), 10).take((large,), 10).notes == (small,)
 
 
 @pytest.mark.parametrize(
