@@ -11,8 +11,11 @@ import uuid
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from lychee_sgl.backend.memory_check import check_answer
+from lychee_sgl.backend.memory_errors import AnswerRefused, ClientGone, told
 from lychee_sgl.backend.memory_model import EngineModel
 from lychee_sgl.backend.summary import INFO_KEY, combine
+from lychee_sgl.memory import prompts
 from lychee_sgl.memory.bank import Bank
 from lychee_sgl.memory.loop import BlockFailed, Progress, Reader, Reading
 from lychee_sgl.memory.settings import MemoryRequest, ReadSettings, fit
@@ -36,21 +39,16 @@ _OF_A_PROMPT = ("input_ids", "continue_final_message", "session_id")
 """Fields that mean the prompt as it is."""
 
 
-class _ClientGone(Exception):
-    """The client has closed its connection."""
-
-
-class _AnswerRefused(Exception):
-    """SGLang's handler refused the request for the answer, when the stream had begun."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """What the HTTP process keeps for reading documents."""
+    """What the HTTP process keeps for reading documents.
+
+    Attributes:
+        config: the engine's.
+        bank: where steps are kept, if anywhere.
+        ahead: blocks that are read at once.
+        plan: what of the engine's backend the outcome of a step depends on.
+    """
 
     config: EngineConfig
     bank: Bank | None
@@ -63,13 +61,15 @@ class Room:
         if not hasattr(manager, "lychee_memory"):
             config: EngineConfig = engine.config
             bank = None
-            if config.memory_bank_bytes:
+            if config.memory_bank_bytes and config.memory != "off":
                 try:
                     bank = Bank(config.resolved_memory_bank(), config.memory_bank_bytes)
                 except OSError as error:
                     log.warning("documents are read without a bank: %s", error)
             ahead = 1 if engine.device == "cpu" else _AHEAD_ON_A_GPU
-            manager.lychee_memory = cls(config=config, bank=bank, ahead=ahead, plan=engine.chosen.describe())
+            below = config.resolved_dense_below(engine.device)
+            plan = [engine.chosen.describe(), below, config.cache_correction]
+            manager.lychee_memory = cls(config=config, bank=bank, ahead=ahead, plan=plan)
         room: Room = manager.lychee_memory
         return room
 
@@ -85,17 +85,37 @@ async def around_chat(original: Callable[..., Any], serving: Any, request: Any, 
     try:
         asked = MemoryRequest.from_custom_params(request.custom_params)
         room = Room.of(manager, engine)
-        mode = await _mode(room, asked, manager, request)
-        if mode != "text":
+        answer = None
+        if await _mode(room, asked, manager, request) == "text":
+            answer = _Answer(original, serving, request, raw_request, room, asked, _taken_apart(request))
+            if not _is_worth_reading(answer, engine, asked):
+                answer = None
+        if answer is None:
             request.custom_params = MemoryRequest.strip(request.custom_params)
             return _hinted(await original(serving, request, raw_request), room)
-        chat = _taken_apart(request)
-        answer = _Answer(original, serving, request, raw_request, room, asked, chat)
         return await (answer.stream() if request.stream else answer.whole())
     except Refused as error:
         return serving.create_error_response(str(error), param=error.param)
     except ValueError as error:
         return serving.create_error_response(str(error))
+    except Exception:  # broad: SGLang's own handler does not let one through either, and its callers rely on it
+        log.exception("reading a document failed")
+        return serving.create_error_response("reading failed", "InternalServerError", 500)
+
+
+def _is_worth_reading(answer: _Answer, engine: Any, asked: MemoryRequest) -> bool:
+    """Whether the answer would be given once the document is read; where nobody asked to read, SGLang says why not.
+
+    Raises:
+        ValueError: it would be refused.
+    """
+    try:
+        answer.check(engine)
+    except ValueError:
+        if asked.mode is not None:
+            raise
+        return False
+    return True
 
 
 async def _mode(room: Room, asked: MemoryRequest, manager: Any, request: Any) -> str:
@@ -174,7 +194,10 @@ class _Answer:
         self._settings = ReadSettings(chunk=chunk, working_memory=notes, ahead=room.ahead, gate=room.config.memory_gate)
         self._params = MemoryRequest.strip(request.custom_params)
         self._rid = request.rid if isinstance(request.rid, str) else uuid.uuid4().hex
-        extra_key = serving._compute_extra_key(request)
+        try:
+            extra_key = serving._compute_extra_key(request)
+        except TypeError as error:
+            raise Refused(str(error), "cache_salt") from error
         lora = serving._resolve_lora_path(request.model, request.lora_path)
         self._model = EngineModel(
             manager,
@@ -187,6 +210,15 @@ class _Answer:
         self._reader = Reader(self._model, room.bank, self._settings)
         self._reading: Reading | None = None
 
+    def check(self, engine: Any) -> None:
+        """Looks at everything that is asked of the answer, before anything is read for it.
+
+        Raises:
+            ValueError: it would be refused.
+        """
+        final = self._final(prompts.answer(self._chat.question, ""))
+        check_answer(self._serving, final, self._raw, engine=engine, settings=self._settings)
+
     async def whole(self) -> Any:
         """Reads, then gives the answer; an error is one of its own, the loop's failures with status 500."""
         from fastapi.responses import JSONResponse
@@ -195,11 +227,11 @@ class _Answer:
             async with contextlib.aclosing(self._watched(self._read())) as events:
                 async for _ in events:
                     pass
-            answer = await self._original(self._serving, self._final(), self._raw)
-        except _ClientGone:
-            return self._serving.create_error_response("the client is gone", "ClientGone", 499)
+            answer = await self._original(self._serving, self._final(self._prompt), self._raw)
+        except ClientGone:
+            return self._gone()
         except BlockFailed as error:
-            return self._serving.create_error_response(str(error), "MemoryError", 500)
+            return self._serving.create_error_response(str(error), "BlockFailed", 500)
         if getattr(answer, "status_code", 200) != 200:
             return answer
         body = json.loads(answer.body) if hasattr(answer, "body") else answer.model_dump(mode="json")
@@ -210,7 +242,10 @@ class _Answer:
         from fastapi.responses import StreamingResponse
 
         events = self._watched(self._events())
-        first = await anext(events)
+        try:
+            first = await anext(events)
+        except ClientGone:
+            return self._gone()
 
         async def all_events() -> AsyncIterator[str]:
             async with contextlib.aclosing(events):
@@ -218,20 +253,23 @@ class _Answer:
                     yield first
                     async for event in events:
                         yield event
-                except _ClientGone:
+                except ClientGone:
                     return
-                except (_AnswerRefused, BlockFailed, ValueError) as error:
-                    status = 400 if isinstance(error, ValueError) else getattr(error, "status", 500)
-                    said = self._serving.create_streaming_error_response(str(error), type(error).__name__, status)
-                    yield f"data: {said}\n\n"
+                except (AnswerRefused, BlockFailed, ValueError) as error:
+                    yield self._failed(*told(error))
                     yield DONE
                 except Exception:  # broad: a stream has no other way to say that it broke
                     log.exception("reading a document failed")
-                    said = self._serving.create_streaming_error_response("reading failed", "InternalServerError", 500)
-                    yield f"data: {said}\n\n"
+                    yield self._failed("reading failed", "InternalServerError", 500)
                     yield DONE
 
         return StreamingResponse(all_events(), media_type="text/event-stream")
+
+    def _failed(self, message: str, kind: str, status: int) -> str:
+        return f"data: {self._serving.create_streaming_error_response(message, kind, status)}\n\n"
+
+    def _gone(self) -> Any:
+        return self._serving.create_error_response("the client is gone", "ClientGone", 499)
 
     async def _read(self) -> AsyncGenerator[Progress, None]:
         async with contextlib.aclosing(self._reader.read(self._chat.document, self._chat.question)) as events:
@@ -246,9 +284,9 @@ class _Answer:
         async with contextlib.aclosing(self._read()) as reading:
             async for progress in reading:
                 yield self._progress(progress, created)
-        answer = await self._original(self._serving, self._final(), self._raw)
+        answer = await self._original(self._serving, self._final(self._prompt), self._raw)
         if not hasattr(answer, "body_iterator"):
-            raise _AnswerRefused(json.loads(answer.body).get("message", "the answer was refused"), answer.status_code)
+            raise AnswerRefused(json.loads(answer.body), answer.status_code)
         try:
             async with contextlib.aclosing(answer.body_iterator) as events:
                 async for event in events:
@@ -269,7 +307,7 @@ class _Answer:
                         coming.cancel()
                         await asyncio.wait({coming})
                 if coming.cancelled():
-                    raise _ClientGone
+                    raise ClientGone
                 try:
                     event = coming.result()
                 except StopAsyncIteration:
@@ -283,14 +321,19 @@ class _Answer:
         while self._raw is None or not await self._raw.is_disconnected():
             await asyncio.sleep(_LOOK_SECONDS)
 
-    def _final(self) -> Any:
-        """The request for the answer: notes in place of the document, everything else as it was asked."""
+    @property
+    def _prompt(self) -> str:
         assert self._reading is not None
-        given = self._request.model_dump(exclude={"messages", "custom_params"}, exclude_unset=True)
-        messages = [{"role": "system", "content": text} for text in self._chat.system]
-        messages.append({"role": "user", "content": self._reading.prompt})
-        final = {**given, "messages": messages, "custom_params": self._params, "rid": self._rid}
-        return type(self._request).model_validate(final)
+        return self._reading.prompt
+
+    def _final(self, prompt: str) -> Any:
+        """The request for the answer: a prompt in place of the document, everything else as it was asked."""
+        texts = [{"role": "system", "content": text} for text in self._chat.system]
+        texts.append({"role": "user", "content": prompt})
+        # no dump read again, which loses what has an alias (a schema); deep, for SGLang changes what it gets
+        messages = type(self._request)(model=self._request.model, messages=texts).messages
+        changes = {"messages": messages, "custom_params": self._params, "rid": self._rid}
+        return self._request.model_copy(update=changes).model_copy(deep=True)
 
     def _progress(self, progress: Progress, created: int) -> str:
         told = {"phase": progress.phase, "chunk": progress.chunk, "chunks": progress.chunks, "kept": progress.kept}
@@ -320,6 +363,9 @@ class _Answer:
             usage["prompt_tokens"] += report.tokens_read
             usage["completion_tokens"] += report.tokens_written
             usage["total_tokens"] += report.tokens_read + report.tokens_written
+            details = usage.get("prompt_tokens_details")
+            if details and "cached_tokens" in details:
+                details["cached_tokens"] += report.cached_tokens
         if last:
             settings = {"chunk": self._settings.chunk, "working_memory": self._settings.working_memory}
             told = {"mode": "text", **settings, **asdict(report)}

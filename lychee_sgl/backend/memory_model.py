@@ -46,6 +46,7 @@ class EngineModel:
         self.summaries: list[dict[str, Any]] = []
         args = manager.server_args
         weights = [args.model_path, args.revision, args.weight_version, args.dtype, args.quantization]
+        weights += [args.kv_cache_dtype, args.attention_backend, args.decode_attention_backend]
         self._identity = json.dumps(
             [weights, self._params, self._template, dict(identity)], sort_keys=True, default=str
         )
@@ -67,10 +68,8 @@ class EngineModel:
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """Applies the model's chat template; models that could think first are asked not to."""
-        kwargs = {"enable_thinking": False, **self._template}
-        text: str = self._manager.tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=True, **kwargs
-        )
+        kwargs = {"enable_thinking": False, **self._template, "tokenize": False, "add_generation_prompt": True}
+        text: str = self._manager.tokenizer.apply_chat_template([dict(message) for message in messages], **kwargs)
         return text
 
     async def generate(

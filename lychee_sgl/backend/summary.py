@@ -150,6 +150,9 @@ def combine(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     last = dict(summaries[-1])
     for key in ("attended_tokens", "dense_tokens", "decode_steps", "sparse_steps", "recall_steps"):
         last[key] = sum(summary[key] for summary in summaries)
+    for key in ("corrected_tokens", "correction_seconds"):
+        if key in last:  # all of them, or none: the budget is one
+            last[key] = sum(summary.get(key, 0) for summary in summaries)
     last["attended_fraction"] = last["attended_tokens"] / last["dense_tokens"] if last["dense_tokens"] else None
     last["context_tokens"] = max(summary["context_tokens"] for summary in summaries)
     last["recall"] = _mean(summaries, "recall", "recall_steps")

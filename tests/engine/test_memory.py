@@ -12,149 +12,13 @@ import pytest
 from lychee_sgl.backend.memory import around_chat
 from lychee_sgl.backend.summary import combine
 from lychee_sgl.config import EngineConfig
+from tests.engine.memory_engine import DOCUMENT, FACT, QUESTION, Client, Manager, ask, error_of, events_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 # SGLang warns of much where there is no GPU when it is imported
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-FACT = "The key of the Oslo office is under the mat."
-QUESTION = "Where is the key of the Oslo office?"
-FILLER = [f"Nothing of interest was said on day {day}, and nobody was there to hear it.\n\n" for day in range(24)]
-DOCUMENT = "".join([*FILLER[:12], FACT, "\n\n", *FILLER[12:]])
-
-
-class Args:
-    """SGLang's arguments: what is not named here is not set."""
-
-    model_path = "model"
-    served_model_name = "model"
-    tokenizer_worker_num = 1
-
-    def __getattr__(self, name: str) -> None:
-        return None
-
-
-class Template:
-    """SGLang's choice of a chat template: the tokenizer's own."""
-
-    jinja_template_content_format = "string"
-
-    def __getattr__(self, name: str) -> None:
-        return None
-
-
-class Manager:
-    """Stands for the TokenizerManager: answers calls by the text of their prompts."""
-
-    def __init__(self, tokenizer: Any, config: EngineConfig) -> None:
-        self.tokenizer, self.server_args = tokenizer, Args()
-        self.model_config = SimpleNamespace(
-            context_len=2048,
-            is_multimodal=False,
-            get_default_sampling_params=dict,
-            hf_config=SimpleNamespace(architectures=["LlamaForCausalLM"], model_type="llama"),
-        )
-        self.lychee = SimpleNamespace(config=config, device="cpu", chosen=SimpleNamespace(describe=lambda: "plan"))
-        self.request_logger = SimpleNamespace(log_requests=False)
-        self.lora_registry = None
-        self.asked: list[Any] = []
-        self.aborted: list[str] = []
-        self.hang_at: int | None = None
-        self.failing = 0
-        self.began = asyncio.Event()
-
-    def abort_request(self, rid: str) -> None:
-        self.aborted.append(rid)
-
-    def create_abort_task(self, obj: Any) -> None:
-        return None
-
-    async def generate_request(self, obj: Any, raw: Any = None):
-        from fastapi import HTTPException
-
-        self.asked.append(obj)
-        prompt = self.tokenizer.decode(obj.input_ids)
-        if len(self.asked) - 1 == self.hang_at:
-            self.began.set()
-            await asyncio.Event().wait()
-        if self.failing and "Copy the sentences" in prompt:
-            self.failing -= 1
-            raise HTTPException(503, detail="out of memory")
-        quotes = "Copy the sentences" in prompt
-        text = (FACT if FACT in prompt else "none") if quotes else "Under the mat."
-        meta = {
-            "id": obj.rid or "named-by-sglang",
-            "prompt_tokens": len(obj.input_ids),
-            "completion_tokens": 5,
-            "cached_tokens": 3,
-            "finish_reason": {"type": "stop", "matched": 2},
-            "weight_version": "1",
-        }
-        if obj.return_logprob:
-            likely = -1.0 if "under the mat" in prompt.split("<|im_start|>user")[1][:60] else -3.0
-            start = obj.logprob_start_len
-            meta["input_token_logprobs"] = [(None, 0, None), *[(likely, 1, None)] * (len(obj.input_ids) - start - 1)]
-        if obj.stream:
-            yield {"text": text[:5], "index": 0, "meta_info": {**meta, "finish_reason": None}}
-        yield {"text": text, "index": 0, "meta_info": meta}
-
-
-class Client:
-    """The part of Starlette's request that is looked at."""
-
-    def __init__(self) -> None:
-        self.headers: dict[str, str] = {}
-        self.gone = False
-
-    async def is_disconnected(self) -> bool:
-        return self.gone
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    from transformers import AutoTokenizer
-
-    from lychee_sgl.models.embedded import ensure_unpacked
-
-    return AutoTokenizer.from_pretrained(str(ensure_unpacked(lambda _: None)))
-
-
-@pytest.fixture
-def manager(tokenizer: Any, tmp_path: Path) -> Manager:
-    return Manager(tokenizer, EngineConfig(memory_bank=tmp_path / "bank.sqlite"))
-
-
-async def ask(manager: Manager, client: Client | None = None, text: str | None = None, **fields: Any) -> Any:
-    from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
-    from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
-
-    serving = OpenAIServingChat(manager, Template())
-    messages = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": text or f"{DOCUMENT}{QUESTION}"},
-    ]
-    body = {
-        "model": "model",
-        "messages": messages,
-        "max_tokens": 20,
-        "custom_params": {"lychee_memory": "text", "lychee_chunk": 128},
-    }
-    request = ChatCompletionRequest.model_validate({**body, **fields})
-    return await around_chat(OpenAIServingChat.handle_request, serving, request, client or Client())
-
-
-async def events_of(answer: Any) -> list[Any]:
-    assert answer.media_type == "text/event-stream", answer.body
-    lines = [event async for event in answer.body_iterator]
-    assert lines[-1] == "data: [DONE]\n\n"
-    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
-
-
-def error_of(answer: Any) -> tuple[int, str, str | None]:
-    body = json.loads(answer.body)
-    return answer.status_code, body["message"], body["param"]
 
 
 async def test_an_answer_is_that_of_sglang_and_its_account_that_of_the_whole(manager: Manager) -> None:
@@ -339,6 +203,7 @@ def test_summaries_of_several_requests_add_up() -> None:
     one = {
         "budget": 64, "mode": "topk", "value": None, "context_tokens": 900, "attended_tokens": 10, "dense_tokens": 40,
         "decode_steps": 4, "sparse_steps": 4, "attended_fraction": 0.25, "recall": 0.5, "recall_steps": 1,
+        "cache_correction": 4, "corrected_tokens": 4, "correction_seconds": 0.5,
         "dense_fallback": None, "mean_batch": 1.0, "queue_seconds": 0.5, "decode_seconds": None, "engine_seconds": 2.0,
     }  # fmt: skip
     other = {**one, "budget": "dense", "mode": None, "context_tokens": 80, "attended_tokens": 60, "dense_tokens": 60,
@@ -348,5 +213,6 @@ def test_summaries_of_several_requests_add_up() -> None:
         "budget": "dense", "mode": None, "value": None, "context_tokens": 900, "attended_tokens": 70,
         "dense_tokens": 100, "decode_steps": 16, "sparse_steps": 4, "attended_fraction": 0.7, "recall": 0.5,
         "recall_steps": 1, "dense_fallback": "dense_below", "mean_batch": 2.5, "queue_seconds": 1.0,
-        "decode_seconds": 1.0, "engine_seconds": 4.0,
+        "decode_seconds": 1.0, "engine_seconds": 4.0, "cache_correction": 4, "corrected_tokens": 8,
+        "correction_seconds": 1.0,
     }  # fmt: skip
