@@ -193,7 +193,8 @@ class EngineAnswer(Response):
         summary = self._tally.summary
         if summary is not None:
             gateway.speed.answered(engine.name, summary, self._completion.choices)
-            if summary.engine_seconds is not None:
+            # of a document the engine's time is that of all calls, also of those that ran at one time
+            if summary.engine_seconds is not None and summary.memory is None:
                 gateway.metrics.overhead(took - summary.engine_seconds - self._waited_seconds)
 
     async def _ask(self, engine: Engine, send: Send) -> Response | None:

@@ -65,6 +65,8 @@ class SpeedReference:
             return "other_policy"
         if not summary.decode_steps or not summary.decode_seconds or summary.mean_batch is None:
             return "not_timed"
+        if summary.memory is not None:
+            return "not_timed"  # steps of many calls, each with a context of its own, added up
         # The context grows by one at each step, and the curve is a line in it: the middle stands for all steps.
         middle = summary.context_tokens - summary.decode_steps / choices / 2
         dense = self._curve.itl_ms("dense", middle, summary.mean_batch)

@@ -144,7 +144,7 @@ class AnswerTally:
 
         From the usage where the answer has one. Else from the summary: every token but a choice's first took a
         decode step, and the rest of the context is the prompt. The context is that of the longest choice: for
-        several choices it does not tell how long the prompts were.
+        several choices it does not tell how long the prompts were. Of a document the prompt is all that was read.
         """
         if isinstance(self._usage, dict):
             prompt, generated = self._usage.get("prompt_tokens"), self._usage.get("completion_tokens")
@@ -154,6 +154,8 @@ class AnswerTally:
             return None
         choices = self._completion.choices
         generated = self._summary.decode_steps + choices
+        if self._summary.memory is not None:
+            return self._summary.memory.tokens_read, generated
         prompt = max(0, self._summary.context_tokens - generated) if choices == 1 else 0
         return prompt, generated
 

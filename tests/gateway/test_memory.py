@@ -171,3 +171,18 @@ def test_a_million_tokens_pass(gateway, engine):
     answer = gateway.chat(messages=[{"role": "user", "content": text}], lychee={"memory": "text"})
     assert answer.status_code == 200
     assert engine.bodies[0]["messages"][0]["content"] == text
+
+
+def test_a_stream_without_usage_is_charged_what_was_read(gateway, engine):
+    read = {**READ, "tokens_read": 1_000_000}
+    last = chunk({}, finish_reason="stop", lychee={**SUMMARY, "memory": read})
+    engine.script = Script(events=[progress(1), chunk({"content": "Here."}), last, DONE])
+    body = {"messages": MESSAGES, "stream": True, "lychee": {"memory": "text"}}
+    assert gateway.http.post("/v1/chat/completions", json=body).status_code == 200
+    assert gateway.total("lychee_prompt_tokens_total") == 1_000_000
+
+
+def test_times_of_many_calls_are_not_those_of_one_answer(gateway, engine):
+    engine.script = Script(answer=chat_answer({**SUMMARY, "engine_seconds": 500.0, "memory": READ}))
+    gateway.chat(lychee={"memory": "text"})
+    assert gateway.total("lychee_gateway_overhead_seconds_count") == 0

@@ -12,6 +12,7 @@ from lychee_server.buckets import context_bucket
 from lychee_server.metrics import GatewayMetrics
 from tests.gateway.scripted_engine import INFO, SUMMARY, Script, chat_answer, wait_until
 from tests.gateway.test_curve import CURVE, point
+from tests.gateway.test_memory import READ
 
 POINTS = [
     point("dense", 500, 1, 10.0),
@@ -76,6 +77,7 @@ def test_sums_by_hand(with_curve, engine):
         ({"context_tokens": 7000}, "outside_curve"),
         ({"mean_batch": 4.0}, "outside_curve"),
         ({"policy": "quest"}, "other_policy"),
+        ({"memory": READ}, "not_timed"),
     ],
 )
 def test_answers_that_cannot_be_held_against_the_curve(with_curve, engine, change, reason):
