@@ -7,13 +7,14 @@ import math
 import os
 import threading
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 import psutil
 
-from lychee_sgl.bench.memory_tasks import documents
+from lychee_sgl.bench.memory_tasks import KINDS, documents
 from lychee_sgl.memory.chunks import cut
 from lychee_sgl.memory.retrieval import rank
 
@@ -110,19 +111,34 @@ class Answers:
         self._path = path
         head = json.loads(json.dumps(asdict(plan)))
         lines = path.read_text().splitlines() if path.exists() else []
-        if lines and json.loads(lines[0]) != head:
+        if lines and _parsed(lines[0]) != head:
             raise MemoryBenchError(f"{path} holds answers under other settings; move it away, or choose another --out")
-        # a line that was cut off by a crash is asked again
-        self.rows = [Row(**json.loads(line)) for line in lines[1:] if line.endswith("}")]
+        self.rows = _complete([Row(**row) for row in map(_parsed, lines[1:]) if row is not None])
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in (head, *map(asdict, self.rows)))
+        fresh = path.with_name(f"{path.name}.new")
+        fresh.write_text("".join(json.dumps(row) + "\n" for row in (head, *map(asdict, self.rows))))
+        fresh.replace(path)
 
     def add(self, rows: Sequence[Row]) -> None:
         """Keeps answers."""
         self.rows += rows
         with self._path.open("a") as file:
             file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """A line's object; None for one that was cut off by a crash."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _complete(rows: Sequence[Row]) -> list[Row]:
+    """The rows of documents whose questions were all asked: others are begun anew, as the first question warms."""
+    asked = Counter((row.document, row.method) for row in rows)
+    return [row for row in rows if asked[row.document, row.method] == len(KINDS)]
 
 
 class Peak:

@@ -35,6 +35,8 @@ def memory(
     accelerator: Annotated[bool, typer.Option(help="The engine that is started has a GPU.")] = False,
 ) -> None:
     """Ask about documents beyond the window: read block by block, retrieval, truncation. Goes on where it stopped."""
+    import httpx
+
     from lychee_sgl.bench import memory as room
     from lychee_sgl.bench.machine import describe, device_name
     from lychee_sgl.bench.memory_report import plot, report
@@ -47,6 +49,8 @@ def memory(
     for word in wanted:
         if word not in room.METHODS:
             raise typer.BadParameter(f"{word!r}; allowed: {', '.join(room.METHODS)}", param_hint="--methods")
+    if engine_url is not None and gate is not None:
+        raise typer.BadParameter("a running engine has its own (LYCHEE_MEMORY_GATE)", param_hint="--gate")
     text = built_in() if haystack is None else file_haystack(haystack)
     try:
         with _engine(engine_url, model, engine_arg or [], gate, accelerator=accelerator) as address:
@@ -71,7 +75,7 @@ def memory(
                     lambda line: console.print(line, highlight=False, markup=False),
                     chars=chars,
                 )
-    except room.MemoryBenchError as error:
+    except (room.MemoryBenchError, httpx.HTTPError) as error:
         console.print(f"error: {error}", highlight=False, markup=False)
         raise typer.Exit(1) from error
     records = report(answers.rows)

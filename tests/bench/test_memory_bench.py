@@ -131,6 +131,13 @@ def test_it_goes_on_where_it_stopped(address: str, engine: ScriptedEngine, tmp_p
     assert [(row.document, row.method, row.order) for row in resumed] == [
         (row.document, row.method, row.order) for row in whole
     ]
+    # two of a document's three questions, and the last line without its end: the document is begun anew
+    lines = (tmp_path / "a.jsonl").read_text().splitlines()
+    for cut in ([*lines[:6]], [*lines[:6], lines[6][:-1]]):
+        (tmp_path / "a.jsonl").write_text("\n".join(cut))
+        engine.bodies.clear()
+        assert len(ask(address, tmp_path / "a.jsonl")) == 12
+        assert len(engine.bodies) == 9
     with pytest.raises(MemoryBenchError, match="holds answers under other settings"):
         Answers(tmp_path / "a.jsonl", replace(PLAN, chunk=64))
 
@@ -195,3 +202,6 @@ def test_the_command_writes_json(address: str, engine: ScriptedEngine, tmp_path:
     assert [cell["kind"] for cell in record["cells"]][-1] == "all"
     assert CliRunner().invoke(app, ["memory", "--lengths", "12"]).exit_code == 2
     assert CliRunner().invoke(app, ["memory", "--methods", "magic"]).exit_code == 2
+    assert CliRunner().invoke(app, [*words, "--gate", "1.2"]).exit_code == 2
+    refused = CliRunner().invoke(app, ["memory", "--engine-url", "http://127.0.0.1:1", "--out", str(out)])
+    assert (refused.exit_code, refused.output.startswith("error: ")) == (1, True)
