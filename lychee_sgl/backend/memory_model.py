@@ -44,12 +44,7 @@ class EngineModel:
         self._name = uuid.uuid4().hex
         self._calls = 0
         self.summaries: list[dict[str, Any]] = []
-        args = manager.server_args
-        weights = [args.model_path, args.revision, args.weight_version, args.dtype, args.quantization]
-        weights += [args.kv_cache_dtype, args.attention_backend, args.decode_attention_backend]
-        self._identity = json.dumps(
-            [weights, self._params, self._template, dict(identity)], sort_keys=True, default=str
-        )
+        self._identity = dict(identity)
 
     @property
     def window(self) -> int:
@@ -58,8 +53,11 @@ class EngineModel:
 
     @property
     def identity(self) -> str:
-        """Weights and their version, budget, template, and what the request brought."""
-        return self._identity
+        """Weights and their version as they are now, budget, template, and what the request brought."""
+        args = self._manager.server_args
+        weights = [args.model_path, args.revision, args.weight_version, args.dtype, args.quantization]
+        weights += [args.kv_cache_dtype, args.attention_backend, args.decode_attention_backend]
+        return json.dumps([weights, self._params, self._template, self._identity], sort_keys=True, default=str)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenises with the engine's tokenizer."""

@@ -15,6 +15,8 @@ _SHORTEST: Final = 12
 _SHARE: Final = 0.8
 """Of a quote's characters that must stand in the block in one piece: a quote with another number in it is none."""
 _LONGEST_NOTE: Final = 600
+_MOST_PLACES: Final = 1000
+"""Where a quote's middle is looked at: in a line of thousands of equal signs it stands everywhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,13 +125,16 @@ def _place(quoted: str, block: str) -> tuple[int, int] | None:
 def _longest_run(quoted: str, block: str) -> tuple[int, int] | None:
     """The longest piece of a quote that stands in a block, if it is long enough.
 
-    A piece of four fifths of the quote has the quote's middle in it: only places where that stands are looked at.
+    A piece of four fifths of the quote has the quote's middle in it: only places where that stands are looked at, and
+    of those the first thousand.
     """
     first = len(quoted) - int(_SHARE * len(quoted))
     middle = quoted[first : len(quoted) - first]
     best: tuple[int, int] | None = None
     at = block.find(middle) if middle else -1
-    while at >= 0:
+    for _ in range(_MOST_PLACES):
+        if at < 0:
+            break
         start, end = at, at + len(middle)
         while start > 0 and at - start < first and block[start - 1] == quoted[first - (at - start) - 1]:
             start -= 1

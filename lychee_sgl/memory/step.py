@@ -159,7 +159,8 @@ class StepRunner:
             return Step(notes=tuple(replace(Note(**note), block=block.index) for note in kept["notes"]))
         name = f"chunk {block.index + 1} of {self._blocks}"
         step = await asker.insist(name, lambda: self._ask(block, memory))
-        if asker.bank is not None:
+        # weights can be exchanged meanwhile: what neither the old nor the new ones have said is kept for neither
+        if asker.bank is not None and key == self._key(block, memory):
             await asker.bank.keep(key, {"notes": [_as_json(note) for note in step.notes]})
         return step
 

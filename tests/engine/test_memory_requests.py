@@ -144,3 +144,25 @@ async def test_cached_tokens_in_usage_are_those_of_the_whole(manager: Manager) -
     manager.server_args.enable_cache_report = True
     body = json.loads((await ask(manager)).body)
     assert body["usage"]["prompt_tokens_details"]["cached_tokens"] == 3 * len(manager.asked)
+
+
+async def test_weights_exchanged_while_reading_share_no_step(manager: Manager, monkeypatch) -> None:
+    generate = manager.generate_request
+    manager.server_args.weight_version = "1"
+
+    async def exchanging(obj: Any, raw: Any = None):
+        if len(manager.asked) == 5:
+            manager.server_args.weight_version = "2"
+        async for output in generate(obj, raw):
+            yield output
+
+    monkeypatch.setattr(manager, "generate_request", exchanging)
+    await ask(manager)
+    monkeypatch.setattr(manager, "generate_request", generate)
+    banked = []
+    for version in ("1", "2"):
+        manager.server_args.weight_version = version
+        banked.append(json.loads((await ask(manager)).body)["lychee"]["memory"]["banked_steps"])
+    assert min(banked) >= 1
+    # of four blocks, the one that both had a part in is nobody's
+    assert sum(banked) == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,6 +74,12 @@ def test_the_longest_run_is_the_one_that_looking_everywhere_finds(block: str, qu
     longest = max((end - start for start, end in sizes), default=None)
     assert (None if found is None else found[1] - found[0]) == longest
     assert found is None or found in sizes
+
+
+def test_a_quote_that_nearly_stands_everywhere_is_looked_for_in_so_many_places() -> None:
+    began = time.process_time()
+    assert len(passages("=" * 500 + "x", "=" * 60_000)) == 1
+    assert time.process_time() - began < 2  # all places would take half a minute
 
 
 NOTES = st.builds(
