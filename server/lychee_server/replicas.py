@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
+from yarl import URL
 
 from lychee_server.errors import GatewayError
 
@@ -65,20 +66,25 @@ class Replicas:
         """
         status, body = await self._front.get("/workers", timeout)
         workers = _parse(body) if status == 200 else None
-        if workers is None:
+        if status == 404:  # an engine: what stood here before, it has no replicas
+            self.behind_router, workers = False, []
+        elif workers is None:
             return self.behind_router
-        self.behind_router = True
+        else:
+            self.behind_router = True
         known = {worker.url.rstrip("/"): worker for worker in workers[:_MOST] if _is_http(worker.url)}
-        for url in self._known.keys() - known.keys():
-            self._metrics.replica_gone(self._name, _label(url))
-            await self._known.pop(url).aclose()
+        gone = {url: self._known.pop(url) for url in self._known.keys() - known.keys()}
         for url, worker in known.items():
             if url not in self._known:
                 self._known[url] = self._make(url)
                 log.info("a replica behind the router", extra={"engine": self._name, "replica": _label(url)})
             self._metrics.replica_seen(self._name, _label(url), up=worker.is_healthy)
         self._healthy = tuple(url for url, worker in known.items() if worker.is_healthy)
-        return True
+        for url in gone:
+            self._metrics.replica_gone(self._name, _label(url))
+        for upstream in gone.values():  # last: while one closes, a request may ask who is there
+            await upstream.aclose()
+        return self.behind_router
 
     def direct(self) -> tuple[Upstream, ...]:
         """Whom to ask what a router does not pass on: the engine, or the router's healthy engines."""
@@ -123,9 +129,12 @@ def _parse(body: bytes) -> list[_Worker] | None:
 
 
 def _is_http(url: str) -> bool:
-    parts = urlsplit(url)
-    return parts.scheme in ("http", "https") and bool(parts.hostname)
+    try:
+        parts = URL(url)
+        return parts.scheme in ("http", "https") and bool(parts.host)
+    except ValueError:  # one such worker is left out, the others are not
+        return False
 
 
 def _label(url: str) -> str:
-    return urlsplit(url).netloc
+    return urlsplit(url).netloc.rpartition("@")[2]  # without a password

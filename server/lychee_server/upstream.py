@@ -80,6 +80,7 @@ class Upstream:
         self._silence = silence
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._session: aiohttp.ClientSession | None = None
+        self._closed = False
 
     @classmethod
     def connect(cls, settings: Settings, url: str) -> Upstream:
@@ -95,6 +96,8 @@ class Upstream:
     def _client(self) -> aiohttp.ClientSession:
         # aiohttp ties a session to the running loop, so it is made by the first call. Admission bounds the number
         # of connections, so nothing else does; neither a proxy of the environment nor cookies are meant for an engine.
+        if self._closed:  # a replica that its router dropped, asked by who had it from before
+            raise EngineUnreachable("the engine cannot be reached; try again later")
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_SECONDS),
@@ -183,7 +186,8 @@ class Upstream:
             log.warning("abort was not delivered", extra={"rid": rids[delivered], "error": str(error)})
 
     async def aclose(self) -> None:
-        """Close all connections."""
+        """Close all connections; calls from here on raise `EngineUnreachable`."""
+        self._closed = True
         if self._session is not None:
             await self._session.close()
 

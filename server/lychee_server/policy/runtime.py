@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lychee_server.policy.schema import Policy
     from lychee_server.pool import Engine, EnginePool
     from lychee_server.schemas import EngineSummary, LycheeRequest
+    from lychee_server.upstream import Upstream
 
 log = logging.getLogger(__name__)
 
@@ -240,12 +241,12 @@ class BudgetPolicy:
             await asyncio.sleep(pressure.interval if pressure else _IDLE_SECONDS)
 
     async def _loads(self, engine: Engine) -> list[EngineLoad]:
-        """Return an engine's load; nothing for one that is away or does not tell."""
+        """Return an engine's load; nothing for one that is away or does not tell, and for a replica likewise."""
         if not engine.monitor.ready:
             return []
-        try:
-            answers = [await upstream.get(_LOADS, self._timeout) for upstream in engine.replicas.direct()]
-        except GatewayError:
+        asked = await asyncio.gather(*(self._load_of(upstream) for upstream in engine.replicas.direct()))
+        answers = [answer for answer in asked if answer is not None]
+        if not answers:
             return []
         read = [parse_loads(body) if status == 200 else None for status, body in answers]
         loads = None if None in read else [load for found in read if found for load in found]
@@ -255,6 +256,12 @@ class BudgetPolicy:
             self._mute.add(engine.name)
             log.warning("an engine's load cannot be read: it does not press", extra={"engine": engine.name})
         return loads or []
+
+    async def _load_of(self, upstream: Upstream) -> tuple[int, bytes] | None:
+        try:
+            return await upstream.get(_LOADS, self._timeout)
+        except GatewayError:
+            return None
 
     def state(self) -> dict[str, Any]:
         """Return the policy, and what has been learnt and is held now, for people to read."""

@@ -1,0 +1,136 @@
+"""What the gateway makes of a router's list of workers, whatever is in it and however it changes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from lychee_server.errors import EngineUnreachable
+from lychee_server.metrics import GatewayMetrics
+from lychee_server.policy.pressure import EngineLoad
+from lychee_server.policy.runtime import BudgetPolicy
+from lychee_server.replicas import Replicas
+from lychee_server.upstream import Upstream
+from tests.gateway.scripted_engine import ThreadedServer, serving
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+
+class Router:
+    """Lists the workers that a test gives it; None for an address that is no router's."""
+
+    def __init__(self) -> None:
+        self.workers: list[dict[str, Any]] | None = []
+        self.app = Starlette(routes=[Route("/workers", self.listed), Route("/v1/loads", self.loads)])
+
+    async def listed(self, _request: object) -> Response:
+        return Response(status_code=404) if self.workers is None else JSONResponse({"workers": self.workers})
+
+    async def loads(self, _request: object) -> Response:
+        return JSONResponse({"loads": [{"num_waiting_reqs": 3, "token_usage": 0.5}]})
+
+    def lists(self, *urls: str) -> None:
+        self.workers = [{"url": url, "is_healthy": True} for url in urls]
+
+
+class Slow(Upstream):
+    """A client that takes as long to close as a test wants."""
+
+    closing: asyncio.Event
+    go_on: asyncio.Event
+
+    async def aclose(self) -> None:
+        self.closing.set()
+        await self.go_on.wait()
+        await super().aclose()
+
+
+@pytest.fixture
+def router() -> Iterator[tuple[Router, str]]:
+    made = Router()
+    with serving(ThreadedServer(made.app)) as server:
+        yield made, server.url
+
+
+@pytest.fixture
+async def front(router: tuple[Router, str]) -> AsyncIterator[Upstream]:
+    upstream = Upstream(router[1], 5, 5)
+    yield upstream
+    await upstream.aclose()
+
+
+def of(front: Upstream, kind: type[Upstream] = Upstream) -> tuple[Replicas, CollectorRegistry]:
+    registry = CollectorRegistry()
+    return Replicas("front", front, lambda url: kind(url, 1, 1), GatewayMetrics(registry)), registry
+
+
+def urls(replicas: Replicas) -> list[str]:
+    return [upstream.url for upstream in replicas.direct()]
+
+
+async def test_workers_without_a_usable_address_are_left_out(router: tuple[Router, str], front: Upstream) -> None:
+    unusable = ("http://[oops", "http://h:99999", "http://h:port", "grpc://h:1", "http://", "")
+    router[0].lists(*unusable, "http://user:word@a:1/")
+    replicas, registry = of(front)
+    assert await replicas.look(5)
+    assert urls(replicas) == ["http://user:word@a:1"]
+    # its label is its host and port, not its password
+    assert registry.get_sample_value("lychee_replica_up", {"engine": "front", "replica": "a:1"}) == 1
+
+
+async def test_who_asks_while_a_replica_leaves_gets_the_others(router: tuple[Router, str], front: Upstream) -> None:
+    router[0].lists("http://a:1", "http://b:1")
+    Slow.closing, Slow.go_on = asyncio.Event(), asyncio.Event()
+    replicas, registry = of(front, Slow)
+    await replicas.look(5)
+    before = replicas.direct()
+    router[0].lists("http://b:1", "http://c:1")
+    look = asyncio.create_task(replicas.look(5))
+    await Slow.closing.wait()
+    assert urls(replicas) == ["http://b:1", "http://c:1"]
+    assert registry.get_sample_value("lychee_replica_up", {"engine": "front", "replica": "a:1"}) is None
+    Slow.go_on.set()
+    await look
+    # and who still has it hears of an engine that is away
+    with pytest.raises(EngineUnreachable):
+        await before[0].get("/v1/loads", 1)
+    await before[0].abort(["x"])
+    await replicas.aclose()
+
+
+async def test_an_engine_in_a_routers_place_is_one_engine(router: tuple[Router, str], front: Upstream) -> None:
+    router[0].lists("http://a:1")
+    replicas, _ = of(front)
+    assert await replicas.look(5)
+    router[0].workers = None
+    assert not await replicas.look(5)
+    assert (replicas.behind_router, replicas.direct()) == (False, (front,))
+
+
+async def test_a_silent_replica_hides_no_others_load(router: tuple[Router, str], front: Upstream) -> None:
+    made, url = router
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing
+        made.lists(f"http://127.0.0.1:{silent.getsockname()[1]}", url)
+        replicas, registry = of(front)
+        await replicas.look(5)
+        budgets = BudgetPolicy(
+            None,
+            engines=SimpleNamespace(engines=()),
+            metrics=GatewayMetrics(CollectorRegistry()),
+            waiting=lambda: 0,
+            curve=None,
+            timeout=0.3,
+        )
+        engine = SimpleNamespace(name="front", monitor=SimpleNamespace(ready=True), replicas=replicas)
+        assert await budgets._loads(engine) == [EngineLoad(num_waiting_reqs=3, token_usage=0.5)]
+        assert registry.get_sample_value("lychee_replica_up", {"engine": "front", "replica": url[7:]}) == 1
+        await replicas.aclose()
