@@ -69,6 +69,10 @@ class Schedule:
         self._every[index], self._dense_up_to[index] = every, lengths
         self.asked = self.asked or any(every)
 
+    def wanted(self, reqs: Sequence[Any]) -> bool:
+        """Whether any request of a batch is to be corrected at all; asked at every step, so of all at once."""
+        return bool(self._every[[compat.req_pool_index(req) for req in reqs]].any())
+
     def due(self, reqs: Sequence[Any], lengths: Sequence[int]) -> list[Due]:
         """Finds what is to be run again before a decode step, and counts it as done.
 

@@ -62,7 +62,7 @@ def around_forward(original: Callable[..., Any], runner: Any, forward_batch: Any
             for req, sparse in zip(reqs, steps.sparse, strict=True):
                 if sparse:
                     setattr(req, SPARSE_FLAG, True)
-        if corrected is not None:
+        if corrected is not None and steps is not None:
             steps = CorrectedSteps(steps, corrected)
         ours = [None] * len(reqs) if steps is None else steps
         output.logits_output.customized_info = {**(output.logits_output.customized_info or {}), INFO_KEY: ours}

@@ -104,6 +104,8 @@ class HybridHeads:
         """
         if not self.schedule.asked or not self.batch_reqs or not batch.forward_mode.is_decode():
             return None
+        if not self.schedule.wanted(self.batch_reqs):
+            return None
         lengths = (batch.seq_lens if batch.seq_lens_cpu is None else batch.seq_lens_cpu).tolist()
         due = self.schedule.due(self.batch_reqs, lengths[: len(self.batch_reqs)])
         if not due:

@@ -237,6 +237,29 @@ def test_a_decode_step_is_preceded_by_its_corrections_and_an_extend_by_none() ->
     assert made.correct(lambda _: None, SimpleNamespace(forward_mode=ForwardMode.EXTEND)) is None
 
 
+def test_a_batch_nobody_of_which_wants_correction_is_not_looked_through() -> None:
+    """Once any request has asked, every step asks: by the slots alone, for neither lengths nor tokens are here."""
+    schedule = Schedule(4)
+    schedule.admit([1, 2], [4, 0], [PROMPT, PROMPT])
+    assert [schedule.wanted([SimpleNamespace(req_pool_idx=slot) for slot in slots]) for slots in ([2, 3], [3, 1])] == [
+        False,
+        True,
+    ]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_step_without_statistics_may_have_a_correction_before_it() -> None:
+    """As a GPU's is where SGLang keeps no copy of the lengths on the host."""
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    made = backend(correct=lambda *_: Corrected(entries={0: 84}, tokens={0: 4}, watches={}), take_results=lambda: None)
+    made.batch_reqs = [request(1, 5)]
+    output = SimpleNamespace(logits_output=SimpleNamespace(customized_info=None))
+    step = SimpleNamespace(forward_mode=ForwardMode.DECODE)
+    hooks.around_forward(lambda *_: output, SimpleNamespace(lychee=made), step)
+    assert output.logits_output.customized_info == {"lychee": [None]}
+
+
 @pytest.mark.parametrize("every", [-1, 1025, 2.0, True, "32"], ids=str)
 def test_a_distance_that_is_not_allowed(every: object) -> None:
     message = f"lychee_cache_correction is {every!r}, allowed: a whole number from 0 to 1024"
