@@ -1,6 +1,7 @@
 """`lychee-sgl plan-capacity`."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Final
@@ -146,7 +147,10 @@ def _gpu(text: str) -> Gpu:
         if text.lower() in (gpu.name.lower(), gpu.name.split("-")[0].lower()):
             return gpu
     try:
-        return Gpu(f"{text} GiB", float(text), 132)
+        memory = float(text)
     except ValueError:
+        memory = math.nan
+    if not 0 < memory < math.inf:
         names = ", ".join(gpu.name for gpu in GPUS)
-        raise ValueError(f"--gpu is {text!r}, allowed: {names}, or a number of GiB") from None
+        raise ValueError(f"--gpu is {text!r}, allowed: {names}, or a number of GiB above 0")
+    return Gpu(f"{text} GiB", memory, 132)

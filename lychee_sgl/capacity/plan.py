@@ -22,6 +22,7 @@ GRAPH_GIB: Final = 2.5
 """Activations of a prefill chunk, two graphs for each batch size, NCCL's buffers."""
 FRACTION: Final = 0.88
 MAX_ROWS: Final = 512
+MOST_WEIGHT_BYTES: Final = 8
 BINS, CHUNK, SCORE_SHARE, PROGRAMS = 512, 2048, 0.005, 2
 """The kernels' constants (`lychee_kernels/work.py`, `lychee_sgl/backend/gpu_attention.py`): a test holds them to it."""
 
@@ -127,13 +128,15 @@ def capacity(
 
     Raises:
         PlanError: the model's heads cannot be shared among so many ranks.
-        ValueError: context, budget or fraction is out of range.
+        ValueError: context, budget, fraction or weight_bytes is out of range.
     """
     check_tp(model.shape, tp)
     if context < 1 or not budget >= 1:
         raise ValueError(f"context is {context} and budget {budget}, allowed: whole numbers above 0")
     if not 0 < fraction < 1:
         raise ValueError(f"the memory's fraction is {fraction}, allowed: a number between 0 and 1")
+    if not 0 < weight_bytes <= MOST_WEIGHT_BYTES:
+        raise ValueError(f"bytes of a weight are {weight_bytes}, allowed: a number above 0 to {MOST_WEIGHT_BYTES}")
     heads = half_of_the_heads(model, tp) if heads is None else heads
     memory = int((gpu.memory_gib - CONTEXT_GIB) * GIB)
     weights = int(model.parameters * weight_bytes / tp)

@@ -95,6 +95,9 @@ def test_what_does_not_fit_or_is_not_allowed() -> None:
         plan.capacity(LLAMA, H200, tp=3, context=1000)
     with pytest.raises(ValueError, match="fraction is 1"):
         plan.capacity(LLAMA, H200, context=1000, fraction=1.0)
+    for size in (0.0, -1.0, 8.5, float("nan")):
+        with pytest.raises(ValueError, match=f"bytes of a weight are {size}, allowed: a number above 0 to 8"):
+            plan.capacity(LLAMA, H200, context=1000, weight_bytes=size)
 
 
 def test_a_plans_own_sets_count() -> None:
@@ -122,4 +125,5 @@ def test_the_command() -> None:
     refused = runner.invoke(app, ["--model", "no-such"])
     assert refused.exit_code == 1
     assert "--model is 'no-such', allowed: a folder" in refused.stderr
-    assert "--gpu is 'B9'" in runner.invoke(app, ["--model", "qwen3-8b", "--gpu", "B9"]).stderr
+    for gpu in ("B9", "inf", "nan", "-5", "0"):
+        assert f"--gpu is '{gpu}', allowed: " in runner.invoke(app, ["--model", "qwen3-8b", "--gpu", gpu]).stderr
