@@ -14,11 +14,12 @@ PLATFORM: Final = "lychee_cpu"
 NEEDED_TO_SERVE: Final = ("sglang", "torch", "transformers", "numba", "fastapi", "uvicorn", "prometheus-client")
 
 
-def accelerators(environ: Mapping[str, str]) -> list[str]:
+def accelerators(environ: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:
     """Names of the GPUs that the engine will see, found without importing torch.
 
     Args:
-        environ: its `CUDA_VISIBLE_DEVICES` can hide all of them.
+        environ: its `CUDA_VISIBLE_DEVICES` can hide some or all of them; which ones stay is told by their number alone.
+        devices: where the driver's files are, one a GPU: they are counted where nvidia-smi is not installed.
     """
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in ("", "-1"):
@@ -29,8 +30,10 @@ def accelerators(environ: Mapping[str, str]) -> list[str]:
             answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
         except (OSError, subprocess.SubprocessError):
             return []  # a tool without a driver
-        return [line.strip() for line in answer.splitlines() if line.strip()]
-    return ["NVIDIA GPU"] if Path("/dev/nvidia0").exists() else []
+        found = [line.strip() for line in answer.splitlines() if line.strip()]
+    else:
+        found = ["NVIDIA GPU" for _ in devices.glob("nvidia[0-9]*")]
+    return found if visible is None else found[: len(visible.split(","))]
 
 
 def missing_packages() -> list[str]:

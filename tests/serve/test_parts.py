@@ -173,6 +173,22 @@ def test_hidden_accelerators_are_not_seen() -> None:
     assert preflight.accelerators({"CUDA_VISIBLE_DEVICES": "-1"}) == []
 
 
+def test_accelerators_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the driver's files where there is no nvidia-smi, as in a slim image; else by its lines."""
+    for name in ("nvidia0", "nvidia1", "nvidia10", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    def count(**environ: str) -> int:
+        return len(preflight.accelerators(environ, tmp_path))
+
+    assert [count(), count(CUDA_VISIBLE_DEVICES="1,2"), count(CUDA_VISIBLE_DEVICES="0,1,2,3")] == [3, 2, 3]
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA H200'\necho 'NVIDIA H200'\n")
+    tool.chmod(0o755)
+    assert [count(), count(CUDA_VISIBLE_DEVICES="GPU-5d")] == [2, 1]
+
+
 def test_report_without_a_terminal_is_plain_lines() -> None:
     output = StringIO()
     reporter = ConsoleReporter(Console(file=output, width=80), ServeConfig(), "Tiny", verbose=False)
