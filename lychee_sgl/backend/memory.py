@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import sqlite3
 import time
 import uuid
 from dataclasses import asdict, dataclass
@@ -64,7 +65,8 @@ class Room:
             if config.memory_bank_bytes and config.memory != "off":
                 try:
                     bank = Bank(config.resolved_memory_bank(), config.memory_bank_bytes)
-                except OSError as error:
+                except (OSError, RuntimeError, sqlite3.Error) as error:
+                    # RuntimeError: a user without a home; a chat that reads no document needs no bank, either
                     log.warning("documents are read without a bank: %s", error)
             ahead = 1 if engine.device == "cpu" else _AHEAD_ON_A_GPU
             below = config.resolved_dense_below(engine.device)

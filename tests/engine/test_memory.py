@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lychee_sgl.backend.memory import around_chat
+from lychee_sgl.backend.memory import Room, around_chat
 from lychee_sgl.backend.summary import combine
 from lychee_sgl.config import EngineConfig
 from tests.engine.memory_engine import DOCUMENT, FACT, QUESTION, Client, Manager, ask, error_of, events_of
@@ -216,3 +216,16 @@ def test_summaries_of_several_requests_add_up() -> None:
         "decode_seconds": 1.0, "engine_seconds": 4.0, "cache_correction": 4, "corrected_tokens": 8,
         "correction_seconds": 1.0,
     }  # fmt: skip
+
+
+def test_a_user_without_a_home_chats_without_a_bank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under a number of no user: no chat fails for a file that it would not use."""
+
+    def nobody(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    engine = SimpleNamespace(config=EngineConfig(), device="cpu", chosen=SimpleNamespace(describe=dict))
+    assert Room.of(SimpleNamespace(), engine).bank is None
