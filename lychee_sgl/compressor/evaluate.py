@@ -17,6 +17,7 @@ import torch
 
 from lychee_sgl.compressor.data import HELD_OUT_FACTS, HELD_OUT_NAMES, Samples
 from lychee_sgl.compressor.reader import read
+from lychee_sgl.heads.evaluate.scores import wilson
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -125,10 +126,11 @@ def _score(
     shares = torch.stack([one.float().mean() for one in right])
     told, answer_loss = _read_all(compressor, answer, arm, ratio, batch)
     hits = sum(bool(one.all()) for one in told)
+    low, high = wilson(hits, len(told))
     score = Score(
         (round(float(shares.mean()), 4), round(1.96 * float(shares.std()) / math.sqrt(len(shares)), 4)),
         round(float(torch.cat(loss).mean()), 4),
-        (round(hits / len(told), 4), *wilson(hits, len(told))),
+        (round(hits / len(told), 4), round(low, 4), round(high, 4)),
         round(float(torch.cat(answer_loss).mean()), 4),
     )
     where = "" if arm in BOUNDS else f" at ratio {ratio}"
@@ -152,12 +154,3 @@ def _read_all(
             right.append(found.right[found.row == row].cpu())
             loss.append(found.loss[found.row == row].cpu())
     return right, loss
-
-
-def wilson(hits: int, count: int) -> tuple[float, float]:
-    """The 95% interval of a share."""
-    z = 1.959964
-    share = hits / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    reach = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return round(max(0.0, middle - reach), 4), round(min(1.0, middle + reach), 4)

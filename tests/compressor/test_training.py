@@ -14,7 +14,7 @@ from lychee_sgl.compressor import data
 from lychee_sgl.compressor.cli import UNFINISHED, app
 from lychee_sgl.compressor.corpus import held_out_text, training_text
 from lychee_sgl.compressor.data import Sample, Samples
-from lychee_sgl.compressor.evaluate import ARMS, BOUNDS, evaluate, held_out_samples, standing_for, wilson
+from lychee_sgl.compressor.evaluate import ARMS, BOUNDS, evaluate, held_out_samples, standing_for
 from lychee_sgl.compressor.model import Compressor
 from lychee_sgl.compressor.run import Job, measure, train
 from lychee_sgl.compressor.settings import TASKS, TrainSettings
@@ -190,12 +190,6 @@ def test_a_reader_that_sees_the_answer_is_right(tokenizer: Any) -> None:
     for sample in draw.sample(answer, 10):
         assert tokenizer.decode(sample.target) in tokenizer.decode(sample.window)
         assert len(tokenizer.decode(sample.target).strip()) == 7
-
-
-def test_wilson_by_hand() -> None:
-    assert wilson(50, 100) == (0.4038, 0.5962)
-    assert wilson(0, 10) == (0.0, 0.2775)
-    assert wilson(10, 10) == (0.7225, 1.0)
 
 
 def test_from_a_folder_to_an_evaluated_compressor(folder: Path, tmp_path: Path) -> None:
