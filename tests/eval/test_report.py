@@ -149,6 +149,15 @@ def test_errors_and_gaps_are_said_first_and_count_in_no_mean(made: Callable[...,
     assert ours.distance.value == pytest.approx(-1 / 3)  # over the three that both answered
 
 
+def test_distances_are_over_what_both_answered(made: Callable[..., Path]) -> None:
+    gone = ("needle/1000/3", "dense")
+    results = load([made(change=lambda one: None if (one.sample, one.arm) == gone else one)])
+    ours = line(results, "ours 1/8", lambda s: s.task == "needle")
+    assert ours.answered == 4
+    assert ours.distance is not None
+    assert ours.distance.value == pytest.approx(-2 / 3)  # it lost two of three
+
+
 def test_an_arm_without_answers_to_a_task_is_not_compared_in_silence(made: Callable[..., Path]) -> None:
     def change(one: Record) -> Record:
         lost = one.arm == "ours 1/4" and one.sample.startswith("vt")

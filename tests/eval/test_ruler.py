@@ -47,6 +47,23 @@ def test_the_eleven_that_need_no_file_in_the_order_of_the_definition() -> None:
     ]  # fmt: skip
 
 
+def test_answers_are_as_long_and_scored_as_in_the_definition(squad: Path) -> None:
+    longest = {"niah": 128, "vt": 30, "cwe": 120, "fwe": 50}
+    for name in RECIPES:
+        sample = made(name, samples=1)[0]
+        assert (sample.max_tokens, sample.metric) == (longest[name.partition("_")[0]], "match_all")
+    sample = next(question_recipe("qa_1", squad).samples(500, 1, 1, count))
+    assert (sample.max_tokens, sample.metric) == (32, "match_any")
+
+
+def test_a_sample_that_came_out_too_long_is_made_shorter_by_the_definitions_steps() -> None:
+    for name, (short, long) in {
+        "niah_single_1": (5, 25), "niah_single_2": (500, 500), "niah_multikey_2": (5, 25), "niah_multikey_3": (5, 25),
+        "niah_multiquery": (500, 500), "vt": (5, 10), "cwe": (10, 10), "fwe": ((4095 - 50) // 32, (4096 - 50) // 32),
+    }.items():  # fmt: skip
+        assert (RECIPES[name].step(4095), RECIPES[name].step(4096)) == (short, long)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("length", [1500, 5000])
 def test_every_sample_fits_and_nearly_fills_its_length(name: str, length: int) -> None:
@@ -185,6 +202,7 @@ def test_common_words_have_the_frequencies_of_the_definition(
         assert set(counts.values()) == {often, seldom}
         assert {word for word, found in counts.items() if found == often} == set(sample.answers)
         assert set(Counter(example).values()) == set(shown)
+        assert len(set(example)) == (20 if length < 4096 else 40)
         assert re.search(r"in the list are: 1\. .+ 10\. \S+", parts[0])
         assert sample.prefix == " Answer: The top 10 words that appear most often in the list are:"
 
