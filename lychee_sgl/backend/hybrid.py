@@ -129,7 +129,8 @@ class HybridHeads:
                 )
                 spec = resolve(asked, self.plan.defaults, len(req.origin_input_ids), cache_correction=self.correction)
             except ValueError:
-                spec = resolve(BudgetRequest(), self.plan.defaults, len(req.origin_input_ids))
+                asked = BudgetRequest()
+                spec = resolve(asked, self.plan.defaults, len(req.origin_input_ids), cache_correction=self.correction)
             if (req.sampling_params.max_new_tokens or 2) <= 1:
                 # Its one token comes out of the prefill, but overlap scheduling has begun a step by then. Run dense,
                 # that step leaves the prompt fit for the radix cache: who warms it asks for one token.

@@ -200,6 +200,7 @@ def backend(**attributes: object) -> HybridHeads:
         ({"correction": 32}, {}, 32),
         ({"correction": 32}, {"cache_correction": 0}, 0),
         ({"_uncorrectable": True}, {"cache_correction": 8}, 0),
+        ({"correction": 32}, {"budget": "nonsense"}, 32),
     ],
 )
 def test_how_often_a_request_is_corrected(attributes, params, expected) -> None:
