@@ -44,6 +44,8 @@ def check_server_args(runner: Any) -> None:
         # these make several backends, and sets and budgets live in one
         (args.enable_pdmux, "--enable-pdmux"),
         (args.enable_two_batch_overlap, "--enable-two-batch-overlap"),
+        # such a session keeps the slots of its answers for its next turn, sparse ones too
+        (args.enable_streaming_session, "--enable-streaming-session"),
         (getattr(runner, "lychee", None) is not None, "a second attention backend in one model runner"),
         # its requests never pass a prefill here, where budgets are read
         (args.disaggregation_mode == "decode", "--disaggregation-mode decode"),
