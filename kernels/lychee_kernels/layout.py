@@ -88,6 +88,24 @@ class TokenSets:
             counts=torch.zeros((rows, roots), dtype=torch.int32, device=device),
         )
 
+    def write(self, row: int, root: int, chosen: torch.Tensor) -> None:
+        """Replaces one set.
+
+        Args:
+            row: of the step.
+            root: which of the step's roots.
+            chosen: its positions, integers [n], rising.
+
+        Raises:
+            ValueError: there are more of them than the capacity.
+        """
+        capacity = self.positions.shape[2]
+        if len(chosen) > capacity:
+            raise ValueError(f"a set of {len(chosen)} positions does not fit the capacity {capacity}")
+        self.positions[row, root] = -1
+        self.positions[row, root, : len(chosen)] = chosen.to(torch.int32)
+        self.counts[row, root] = len(chosen)
+
 
 def set_bound(mode: Mode, budget: int, value: float, length: int) -> int:
     """The most positions that a set may hold over a context of `length` tokens (DESIGN.md 2.1).

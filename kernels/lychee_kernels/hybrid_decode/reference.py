@@ -30,15 +30,6 @@ def _read(buffer: torch.Tensor, slots: torch.Tensor, head: int) -> torch.Tensor:
     return raw[slots, head].view(buffer.dtype)
 
 
-def _write_set(sets: TokenSets, row: int, root: int, chosen: torch.Tensor) -> None:
-    capacity = sets.positions.shape[2]
-    if len(chosen) > capacity:
-        raise ValueError(f"a set of {len(chosen)} positions does not fit the capacity {capacity}")
-    sets.positions[row, root] = -1
-    sets.positions[row, root, : len(chosen)] = chosen.to(torch.int32)
-    sets.counts[row, root] = len(chosen)
-
-
 def hybrid_decode(
     q: torch.Tensor,
     k_buffer: torch.Tensor,
@@ -86,7 +77,7 @@ def hybrid_decode(
                 mode, budget = Mode(int(rows.mode[b])), int(rows.budget[b])
                 kept = (int(rows.sinks[b]), int(rows.recent[b]))
                 weights = probabilities.mean(0)
-                _write_set(sets, b, heads.writes[h], select_row(weights, mode, budget, float(rows.value[b]), *kept))
+                sets.write(b, heads.writes[h], select_row(weights, mode, budget, float(rows.value[b]), *kept))
 
     return HybridDecode(
         out=out.reshape(batch, -1, q.shape[-1]).to(q.dtype),

@@ -125,12 +125,6 @@ def _chosen(
     return found
 
 
-def _write(sets: TokenSets, row: int, column: int, chosen: torch.Tensor) -> None:
-    sets.positions[row, column] = -1
-    sets.positions[row, column, : len(chosen)] = chosen.to(torch.int32)
-    sets.counts[row, column] = len(chosen)
-
-
 def policy_decode(
     q: torch.Tensor,
     k_buffer: torch.Tensor,
@@ -159,7 +153,7 @@ def policy_decode(
             found = _chosen(grouped, k_buffer, kv_indptr, kv_indices, rows, policy, sm_scale, writers)
             for b, chosen in enumerate(found):
                 for head, positions in zip(writers, chosen, strict=False):  # a dense row has none
-                    _write(sets, b, heads.writes[head], positions)
+                    sets.write(b, heads.writes[head], positions)
         return result
     if policy.layer < policy.policy.dense_layers:
         return attend(*pool, LayerHeads(writes=nobody, reads=nobody), sets, rows, sm_scale)
@@ -169,7 +163,7 @@ def policy_decode(
     own = TokenSets.empty(batch, kv_heads, most, q.device)
     for b, chosen in enumerate(found):
         for head, positions in enumerate(chosen):
-            _write(own, b, head, positions)
+            own.write(b, head, positions)
     result = attend(*pool, LayerHeads(writes=nobody, reads=tuple(range(kv_heads))), own, rows, sm_scale)
     lengths = kv_indptr.diff().tolist()
     beside = [0 if not chosen else kv_heads * policy.policy.beside(n) for n, chosen in zip(lengths, found, strict=True)]

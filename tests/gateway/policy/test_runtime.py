@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
-import signal
-import subprocess
-import sys
-import threading
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from lychee_server.__main__ import main
 from lychee_server.keys import hash_key
 from lychee_server.policy.curve import reach_of
 from lychee_server.policy.file import PolicyError, load_policy
@@ -36,18 +28,6 @@ rules:
 - {name: streams, when: {streaming: true}, gives: {budget: 400}}
 - {name: long, when: {prompt_tokens: {min: 1000}}, gives: {budget: 900}}
 """
-
-
-@pytest.fixture
-def with_policy(start_gateway, tmp_path):
-    """Start a gateway with a policy; the file is `policy.yaml` in `tmp_path`."""
-
-    def start(text: str, **settings: Any):
-        file = tmp_path / "policy.yaml"
-        file.write_text(text)
-        return start_gateway(policy_file=file, **settings)
-
-    return start
 
 
 def sent(engine) -> dict[str, Any]:
@@ -265,62 +245,9 @@ def test_without_an_account_of_its_load_an_engine_does_not_press(with_policy, en
     assert sent(engine) == {"lychee_budget": 800}
 
 
-def test_a_reload_and_a_refused_one(with_policy, tmp_path, caplog, engine):
-    gateway = with_policy(RULES)
-    budgets = gateway.server._app.state.gateway.budgets
-    file = tmp_path / "policy.yaml"
-    file.write_text("version: 1\ndefault: {budget: 150}\n")
-    assert budgets.reload()
-    gateway.chat()
-    assert sent(engine) == {"lychee_budget": 150}
-    assert gateway.registry.get_sample_value("lychee_policy_rule_answers_total", {"rule": "long"}) is None
-    file.write_text("version: 1\ndefault: {budget: lots}\n")
-    with caplog.at_level(logging.ERROR):
-        assert not budgets.reload()
-    (record,) = [each for each in caplog.records if each.levelno == logging.ERROR]
-    assert record.problem == f'{file}:2: default.budget is "lots": allowed are a whole number from 1, dense and auto'
-    gateway.chat()
-    assert sent(engine) == {"lychee_budget": 150}
-    assert gateway.value("lychee_policy_reloads_total", result="taken") == 1
-    assert gateway.value("lychee_policy_reloads_total", result="refused") == 1
-
-
 def test_a_rule_with_a_time_per_token_needs_a_curve(with_policy):
     with pytest.raises(PolicyError, match="target_itl_ms needs a speed curve; the setting curve_file is not set"):
         with_policy("version: 1\ndefault: {target_itl_ms: 20}")
-
-
-def test_a_bad_file_at_the_start_ends_the_process(tmp_path, capsys):
-    file = tmp_path / "policy.yaml"
-    file.write_text("version: 1\ntiers: {gold: {priority: 5000}}\n")
-    assert main(["--port", "0", "--policy-file", str(file)]) == 2
-    assert capsys.readouterr().err.splitlines() == [
-        f"lychee-gateway: {file}:2: tiers.gold.priority is 5000: Input should be less than or equal to 1000"
-    ]
-
-
-def test_sighup_reads_the_file_again(running, tmp_path):
-    file = tmp_path / "policy.yaml"
-    file.write_text("version: 1\ndefault: {budget: 111}\n")
-    command = [sys.executable, "-m", "lychee_server", "--engine-url", running.server.url, "--port", "0"]
-    environ = {**os.environ, "PYTHONPATH": "server", "LYCHEE_GATEWAY_POLICY_FILE": str(file)}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ)
-    assert process.stderr is not None
-    try:
-        port = json.loads(process.stderr.readline())["port"]
-        wait_until(lambda: running.engine.tokens_generated > 0, timeout=15)
-        file.write_text("version: 1\ndefault: {budget: 222}\n")
-        process.send_signal(signal.SIGHUP)
-        told = ""
-        while told != "the policy was reloaded":
-            told = json.loads(process.stderr.readline())["message"]
-        body = {"request": {"messages": []}}
-        reply = httpx.post(f"http://127.0.0.1:{port}/v1/sparsity/explain", json=body, timeout=20).json()
-        assert reply["budget"] == 222
-    finally:
-        process.terminate()
-        process.wait(10)
-        process.stderr.close()
 
 
 def test_the_tier_of_the_callers_key(with_policy, engine, tmp_path):
@@ -335,60 +262,6 @@ def test_the_tier_of_the_callers_key(with_policy, engine, tmp_path):
     # Asked about without a name, it is the caller's own.
     assert explain(gateway, {"messages": []})["tier"] == "free"
     assert explain(gateway, {"messages": []}, tier=None)["tier"] is None
-
-
-def test_explained_step_by_step(with_policy, engine):
-    gateway = with_policy(RULES)
-    told = explain(gateway, {"messages": [], "stream": True}, tier="free", prompt_tokens=5000)
-    assert told == {
-        "budget": 300,
-        "mode": "topk",
-        "value": None,
-        "reason": "tier",
-        "rule": "streams",
-        "tier": "free",
-        "prompt_tokens": {"estimate": 5000, "low": 5000, "high": 5000},
-        "steps": [
-            {"step": "request", "says": "leaves it to the policy"},
-            {"step": "rule", "says": "streams gives budget 400"},
-            {"step": "bounds", "says": "the tier allows 1 to 300: 300 tokens"},
-        ],
-    }
-    assert engine.bodies == []
-
-
-def test_explained_without_a_policy(gateway):
-    told = explain(gateway, {"prompt": "x" * 400})
-    assert (told["budget"], told["reason"], told["prompt_tokens"]["estimate"]) == (1024, "default", 100)
-    assert gateway.http.get("/v1/sparsity").json()["policy"] is None
-
-
-def test_an_explained_recall_begins_nothing(gateway):
-    told = explain(gateway, {"messages": [], "lychee": {"min_recall": 0.9}}, prompt_tokens=6000)
-    assert told["reason"] == "min_recall"
-    assert 2500 < told["budget"] < 3500
-    assert gateway.http.get("/v1/sparsity").json()["recall"] == []
-
-
-@pytest.mark.parametrize(
-    ("body", "param"),
-    [
-        ({}, "request"),
-        ({"request": []}, "request"),
-        ({"request": {"lychee": {"budget": 0}}}, "lychee.budget"),
-        ({"request": {}, "route": "embeddings"}, "route"),
-        ({"request": {}, "tier": "silver"}, "tier"),
-        ({"request": {}, "tier": 1}, "tier"),
-        ({"request": {}, "prompt_tokens": 0}, "prompt_tokens"),
-        ({"request": {}, "prompt_tokens": 8193}, "prompt_tokens"),
-        ({"request": {}, "prompt_tokens": True}, "prompt_tokens"),
-        ({"request": {}, "budget": 1}, None),
-    ],
-)
-def test_explain_refuses(gateway, body, param):
-    reply = gateway.http.post("/v1/sparsity/explain", json=body)
-    assert reply.status_code == 400
-    assert reply.json()["error"]["param"] == param
 
 
 def test_state_of_a_gateway_with_a_policy(with_policy):
@@ -406,51 +279,6 @@ def test_an_engine_without_the_plug_in_is_asked_as_before(with_policy, engine):
     assert "custom_params" not in engine.bodies[-1]
     assert "without the lychee plug-in" in explain(gateway, {"messages": []})["steps"][0]["says"]
     assert gateway.http.get("/v1/sparsity").json()["plan"] is None
-
-
-def test_nothing_is_tokenised_to_explain_or_for_a_very_long_prompt(with_policy, engine):
-    gateway = with_policy(RULES.replace("min: 1000", "min: 65000"))
-    engine.token_count = 70_000
-    near = {"messages": [{"role": "user", "content": "x" * 4 * 65_000}]}
-    assert explain(gateway, near)["prompt_tokens"]["low"] < 65_000
-    assert engine.tokenized == []
-    gateway.chat(**near)
-    assert len(engine.tokenized) == 1
-    gateway.chat(messages=[{"role": "user", "content": "x" * (2**18 + 1)}])
-    assert len(engine.tokenized) == 1
-
-
-def test_a_tier_that_goes_while_a_body_arrives(with_policy, engine, tmp_path):
-    keys = tmp_path / "keys.yaml"
-    keys.write_text(f'- id: bob\n  tier: free\n  sha256: "{hash_key("a-key-of-bob-for-tests")}"\n')
-    gateway = with_policy(RULES, keys_file=keys)
-
-    def body():
-        yield b'{"messages": [{"role": "user", '
-        wait_until(lambda: gateway.value("lychee_requests_in_flight") == 1)
-        (tmp_path / "policy.yaml").write_text("version: 1\n")
-        assert gateway.server.server.config.app.state.gateway.budgets.reload()
-        yield b'"content": "hi"}]}'
-
-    headers = {"authorization": "Bearer a-key-of-bob-for-tests", "content-type": "application/json"}
-    reply = gateway.http.post("/v1/chat/completions", content=body(), headers=headers)
-    assert (reply.status_code, reply.json()["error"]["code"]) == (403, "unknown_tier")
-    assert engine.bodies == []
-
-
-def test_a_rule_that_goes_while_an_answer_is_made_is_not_counted(with_policy, engine, tmp_path):
-    gateway = with_policy(RULES)
-    gate = threading.Event()
-    engine.script = Script(gate=gate)
-    thread = threading.Thread(target=lambda: gateway.chat(stream=True))
-    thread.start()
-    wait_until(lambda: engine.bodies)
-    (tmp_path / "policy.yaml").write_text("version: 1\n")
-    assert gateway.server.server.config.app.state.gateway.budgets.reload()
-    gate.set()
-    thread.join(20)
-    assert gateway.total("lychee_budget_decisions_total", reason="rule") == 1
-    assert gateway.registry.get_sample_value("lychee_policy_rule_answers_total", {"rule": "streams"}) is None
 
 
 def test_an_empty_text_with_a_recall_to_hold(with_policy, engine):
