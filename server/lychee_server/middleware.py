@@ -86,7 +86,17 @@ class RequestMiddleware:
         record = RequestRecord(_request_id(headers), time.perf_counter(), trace_id=trace)
         state = scope.setdefault("state", {})
         state["record"], state["caller"] = record, ANONYMOUS
-        sent_status = 500
+        sent_status, counted = 500, False
+        path = scope["path"]
+        completion = path in _ASKED
+
+        def count() -> None:
+            nonlocal counted
+            if not counted:
+                counted = True
+                self._note(scope["method"], path, record, record.status or sent_status, state["caller"])
+                if completion:
+                    self._metrics.request_left()
 
         async def send_with_id(message: Message) -> None:
             nonlocal sent_status
@@ -97,10 +107,10 @@ class RequestMiddleware:
                 if self._drain.begun:
                     # uvicorn forgets connections that it accepts while it stops: they would be kept alive.
                     headers["connection"] = "close"
+            elif message["type"] == "http.response.body" and not message.get("more_body", False):
+                count()  # first: whoever has read the whole answer finds it counted
             await send(message)
 
-        path = scope["path"]
-        completion = path in _ASKED
         if completion:
             self._metrics.request_started()
         try:
@@ -114,9 +124,7 @@ class RequestMiddleware:
             record.status = 500
             raise
         finally:
-            self._note(scope["method"], path, record, record.status or sent_status, state["caller"])
-            if completion:
-                self._metrics.request_left()
+            count()
 
     def _note(self, method: str, path: str, record: RequestRecord, status: int, caller: Caller) -> None:
         if path not in _UNCOUNTED and not path.startswith(_PAGE_FILES):

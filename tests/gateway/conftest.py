@@ -46,7 +46,7 @@ class RunningGateway:
         return value
 
     def total(self, name: str, /, **labels: str) -> float:
-        """A value once no completion is in flight: a client has its answer a moment before it is counted."""
+        """A value once no completion is in flight: a client that left is gone a moment before it is counted."""
         wait_until(lambda: self.value("lychee_requests_in_flight") == 0)
         return self.value(name, **labels)
 
