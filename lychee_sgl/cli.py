@@ -21,6 +21,7 @@ from lychee_sgl.config import ConfigError
 ROOMS: Final = {
     "heads": ("lychee_sgl.heads.cli", "Show, check, calibrate and train head plans."),
     "rewards": ("lychee_sgl.rewards.cli", "Gated rewards: the collapse experiment, and the sandbox of test runs."),
+    "memory": ("lychee_sgl.memory.cli", "Make and measure the gate of documents that are read block by block."),
     "compressor": ("lychee_sgl.compressor.cli", "Train and evaluate a compressor of long texts."),
     "demo": ("lychee_sgl.demo.cli", "Find a needle in a long text, sparse and dense."),
     "bench": ("lychee_sgl.bench.cli", "Measure speed against stock SGLang on this machine."),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from lychee_sgl.memory.gate import Gate
 
 DENSE_BELOW_GPU = 4096
 # Below this a step costs the same either way; docs/measurements/cpu-speed.json has the curve.
@@ -71,9 +72,17 @@ class EngineConfig:
             "fit the window and says nothing; `off`, never",
         ),
     )
-    memory_gate: float | None = field(
+    memory_gate: Gate | None = field(
         default=None,
-        metadata=_setting("LYCHEE_MEMORY_GATE", "none", "score below which a block is skipped unread (13)"),
+        metadata=_setting(
+            "LYCHEE_MEMORY_GATE",
+            "none",
+            "which blocks are skipped unread (13): a least gain, a gate file, or the name of a shipped gate",
+        ),
+    )
+    memory_oracle: bool = field(
+        default=False,
+        metadata=_setting("LYCHEE_MEMORY_ORACLE", "0", "1: requests may bring an oracle gate (13), for measurements"),
     )
     memory_bank: Path | None = field(
         default=None,
@@ -112,7 +121,8 @@ class EngineConfig:
             or 0,
             rival_policies=_switch("LYCHEE_RIVAL_POLICIES", given.get("rival_policies", "0")),
             memory=_one_of("LYCHEE_MEMORY", given.get("memory", "ask"), ("ask", "auto", "off")),
-            memory_gate=_number("LYCHEE_MEMORY_GATE", given.get("memory_gate")),
+            memory_gate=_gate("LYCHEE_MEMORY_GATE", given["memory_gate"]) if "memory_gate" in given else None,
+            memory_oracle=_switch("LYCHEE_MEMORY_ORACLE", given.get("memory_oracle", "0")),
             memory_bank=Path(given["memory_bank"]).expanduser() if "memory_bank" in given else None,
             memory_bank_bytes=_whole(
                 "LYCHEE_MEMORY_BANK_BYTES", given.get("memory_bank_bytes", str(BANK_BYTES)), 0, 2**50
@@ -145,14 +155,13 @@ def _one_of(variable: str, text: str, allowed: tuple[str, ...]) -> str:
     return text
 
 
-def _number(variable: str, text: str | None) -> float | None:
+def _gate(variable: str, text: str) -> Gate:
+    from lychee_sgl.memory.gate import GateError, load  # here: most engines read no document
+
     try:
-        value = None if text is None else float(text)
-    except ValueError:
-        value = math.nan
-    if value is not None and not math.isfinite(value):
-        raise ConfigError(f"{variable} is {text!r}, allowed: a number")
-    return value
+        return load(text)
+    except GateError as error:
+        raise ConfigError(f"{variable}: {error}") from error
 
 
 def _whole(variable: str, text: str | None, low: int, high: int = 2**31) -> int | None:

@@ -18,6 +18,7 @@ from lychee_sgl.backend.memory_model import EngineModel
 from lychee_sgl.backend.summary import INFO_KEY, combine
 from lychee_sgl.memory import prompts
 from lychee_sgl.memory.bank import Bank
+from lychee_sgl.memory.gate import foreign
 from lychee_sgl.memory.loop import BlockFailed, Progress, Reader, Reading
 from lychee_sgl.memory.settings import MemoryRequest, ReadSettings, fit
 from lychee_sgl.memory.split import Chat, Refused, take_apart
@@ -71,6 +72,9 @@ class Room:
             ahead = 1 if engine.device == "cpu" else _AHEAD_ON_A_GPU
             below = config.resolved_dense_below(engine.device)
             plan = [engine.chosen.describe(), below, config.cache_correction]
+            gate = config.memory_gate
+            if gate is not None and (doubt := foreign(gate, manager.server_args.model_path, engine.model)):
+                log.warning("%s", doubt)
             manager.lychee_memory = cls(config=config, bank=bank, ahead=ahead, plan=plan)
         room: Room = manager.lychee_memory
         return room
@@ -85,8 +89,8 @@ async def around_chat(original: Callable[..., Any], serving: Any, request: Any, 
     if engine is None:
         return await original(serving, request, raw_request)
     try:
-        asked = MemoryRequest.from_custom_params(request.custom_params)
         room = Room.of(manager, engine)
+        asked = MemoryRequest.from_custom_params(request.custom_params, oracle=room.config.memory_oracle)
         answer = None
         if await _mode(room, asked, manager, request) == "text":
             answer = _Answer(original, serving, request, raw_request, room, asked, _taken_apart(request))
@@ -193,7 +197,8 @@ class _Answer:
         self._original, self._serving, self._raw = original, serving, raw_request
         self._request, self._chat = request, chat
         chunk, notes = fit(asked, manager.model_config.context_len)
-        self._settings = ReadSettings(chunk=chunk, working_memory=notes, ahead=room.ahead, gate=room.config.memory_gate)
+        gate = asked.chosen_gate(room.config.memory_gate)
+        self._settings = ReadSettings(chunk=chunk, working_memory=notes, ahead=room.ahead, gate=gate)
         self._params = MemoryRequest.strip(request.custom_params)
         self._rid = request.rid if isinstance(request.rid, str) else uuid.uuid4().hex
         try:

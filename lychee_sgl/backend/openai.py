@@ -90,7 +90,11 @@ class Engine:
             "model": self.model,
             "device": self.device,
             "sglang": version("sglang"),
-            "memory": {"modes": [] if self.config.memory == "off" else ["text"], "default": self.config.memory},
+            "memory": {
+                "modes": [] if self.config.memory == "off" else ["text"],
+                "default": self.config.memory,
+                "gate": gate.identity if (gate := self.config.memory_gate) is not None else None,
+            },
         }
 
 

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from lychee_sgl.bench.memory_tasks import Asked, Document
     from lychee_sgl.heads.haystack import Haystack
 
-METHODS: Final = ("text", "retrieval", "truncation")
+READING: Final = ("text", "text-gate", "text-oracle")
+"""Read block by block: all of them, those that the engine's gate accepts, those that hold a needed fact."""
+METHODS: Final = (*READING, "retrieval", "truncation")
 ANSWER_SECONDS: Final = 7 * 24 * 3600.0
 _PASSAGE_TOKENS: Final = 256
 _MARGIN: Final = 0.9
@@ -48,7 +50,7 @@ class Plan:
         seed: of the documents.
         model: as the engine names it.
         haystack: digest of the text.
-        gate: score below which a block is skipped; None: no gate.
+        gate: what the engine says of its gate; None: it has none.
         answer_tokens: longest answer.
     """
 
@@ -59,7 +61,7 @@ class Plan:
     seed: int
     model: str
     haystack: str
-    gate: float | None = None
+    gate: Any = None
     answer_tokens: int = 40
 
     @property
@@ -229,8 +231,8 @@ class Bench:
         began = time.monotonic()
         account: dict[str, Any] | None = None
         with Peak(ours=self._ours) as peak:
-            if method == "text":
-                said, read, account = self._read(document, asked, say)
+            if method in READING:
+                said, read, account = self._read(document, asked, method, say)
             else:
                 room = int(_MARGIN * self._plan.reader_tokens)
                 text = shortened(document.text, asked.question, method, room, chars)
@@ -256,9 +258,15 @@ class Bench:
         body = answer.json()
         return body["choices"][0]["message"]["content"] or "", body["usage"]["prompt_tokens"]
 
-    def _read(self, document: Document, asked: Asked, say: Callable[[str], None]) -> tuple[str, int, dict[str, Any]]:
-        params = {"lychee_memory": "text", "lychee_chunk": self._plan.chunk}
+    def _read(
+        self, document: Document, asked: Asked, method: str, say: Callable[[str], None]
+    ) -> tuple[str, int, dict[str, Any]]:
+        params: dict[str, Any] = {"lychee_memory": "text", "lychee_chunk": self._plan.chunk}
         params["lychee_working_memory"] = self._plan.working_memory
+        if method == "text-oracle":
+            params["lychee_gate"] = list(asked.needed)
+        elif method == "text" and self._plan.gate is not None:
+            params["lychee_gate"] = "off"
         body = {**self._body([document.text, asked.question]), "stream": True, "custom_params": params}
         body["stream_options"] = {"include_usage": True}
         said, usage, account = "", 0, None
@@ -317,8 +325,8 @@ def shortened(text: str, question: str, method: str, tokens: int, chars: float) 
     return "".join(passages[i] for i in sorted(kept))
 
 
-def served(address: str) -> str:
-    """The model's name.
+def served(address: str) -> tuple[str, object]:
+    """The model's name, and what is said of the engine's gate; None: it has none.
 
     Raises:
         MemoryBenchError: the engine cannot read documents.
@@ -327,7 +335,7 @@ def served(address: str) -> str:
         info = http.get("/lychee/info")
         if info.status_code != 200 or "text" not in info.json().get("memory", {}).get("modes", ()):
             raise MemoryBenchError(f"{address} is no engine that reads documents block by block")
-        return str(info.json()["model"])
+        return str(info.json()["model"]), info.json()["memory"].get("gate")
 
 
 def chars_per_token(address: str, model: str, text: Haystack) -> float:

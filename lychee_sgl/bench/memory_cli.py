@@ -23,10 +23,13 @@ def memory(
     ] = Path("memory.json"),
     lengths: Annotated[str, typer.Option(help="Tokens of the documents, with commas.")] = "32000",
     documents: Annotated[int, typer.Option(min=1, help="Of each length; each is asked three questions.")] = 4,
-    methods: Annotated[str, typer.Option(help="With commas.")] = "text,retrieval,truncation",
+    methods: Annotated[
+        str,
+        typer.Option(help="With commas; also text-gate (with --gate) and text-oracle, a gate that knows the facts."),
+    ] = "text,retrieval,truncation",
     chunk: Annotated[int, typer.Option(min=64, help="Most tokens of a block.")] = 4096,
     working_memory: Annotated[int, typer.Option(min=32, help="Most tokens of the notes.")] = 1024,
-    gate: Annotated[float | None, typer.Option(help="Score below which a block is skipped; left out: no gate.")] = None,
+    gate: Annotated[str | None, typer.Option(help="Of text-gate: a least gain, a gate file or a shipped gate.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the documents.")] = 0,
     haystack: Annotated[Path | None, typer.Option(help="Text file or folder [default: Python's documentation]")] = None,
     engine_url: Annotated[str | None, typer.Option(help="A running engine; left out: one is started here.")] = None,
@@ -49,12 +52,13 @@ def memory(
     for word in wanted:
         if word not in room.METHODS:
             raise typer.BadParameter(f"{word!r}; allowed: {', '.join(room.METHODS)}", param_hint="--methods")
-    if engine_url is not None and gate is not None:
-        raise typer.BadParameter("a running engine has its own (LYCHEE_MEMORY_GATE)", param_hint="--gate")
-    text = built_in() if haystack is None else file_haystack(haystack)
+    _check_gate(gate, wanted, engine_url)
     try:
         with _engine(engine_url, model, engine_arg or [], gate, accelerator=accelerator) as address:
-            name = room.served(address)
+            name, own_gate = room.served(address)
+            if own_gate is None and "text-gate" in wanted:
+                raise room.MemoryBenchError(f"{address} has no gate (LYCHEE_MEMORY_GATE)")
+            text = built_in() if haystack is None else file_haystack(haystack)
             plan = room.Plan(
                 lengths=sizes,
                 documents=documents,
@@ -63,7 +67,7 @@ def memory(
                 seed=seed,
                 model=name,
                 haystack=text.digest,
-                gate=gate,
+                gate=own_gate,
             )
             answers = room.Answers(out.with_suffix(".jsonl"), plan)
             chars = room.chars_per_token(address, name, text)
@@ -96,9 +100,23 @@ def _sizes(lengths: str) -> tuple[int, ...]:
     return sizes
 
 
+def _check_gate(gate: str | None, methods: Sequence[str], url: str | None) -> None:
+    from lychee_sgl.memory.gate import GateError, load
+
+    if url is not None and gate is not None:
+        raise typer.BadParameter("a running engine has its own (LYCHEE_MEMORY_GATE)", param_hint="--gate")
+    if url is None and (gate is None) is ("text-gate" in methods):
+        raise typer.BadParameter("allowed: with text-gate among --methods, and only then", param_hint="--gate")
+    try:
+        if gate is not None:
+            load(gate)
+    except GateError as error:
+        raise typer.BadParameter(str(error), param_hint="--gate") from error
+
+
 @contextlib.contextmanager
 def _engine(
-    url: str | None, model: str | None, arguments: Sequence[str], gate: float | None, *, accelerator: bool
+    url: str | None, model: str | None, arguments: Sequence[str], gate: str | None, *, accelerator: bool
 ) -> Iterator[str]:
     """A running engine, or one of our own without a bank: every first question is to be a first one."""
     from lychee_sgl.serve.solo import solo_engine
@@ -106,9 +124,9 @@ def _engine(
     if url is not None:
         yield url
         return
-    environ = {"LYCHEE_MEMORY_BANK_BYTES": "0"}
+    environ = {"LYCHEE_MEMORY_BANK_BYTES": "0", "LYCHEE_MEMORY_ORACLE": "1"}
     if gate is not None:
-        environ["LYCHEE_MEMORY_GATE"] = str(gate)
+        environ["LYCHEE_MEMORY_GATE"] = str(Path(gate).resolve()) if Path(gate).is_file() else gate
     words = tuple(word for argument in arguments for word in argument.split())
     with (
         tempfile.TemporaryDirectory() as state,
@@ -118,7 +136,7 @@ def _engine(
 
 
 def _table(records: Sequence[dict[str, Any]]) -> Table:
-    table = Table("tokens", "method", "question", "right", "95%", "tokens read", "first", "later", "GiB")
+    table = Table("tokens", "method", "question", "right", "95%", "blocks", "tokens read", "first", "later", "GiB")
     for record in records:
         low, high = record["interval"]
         first, later = record.get("first_seconds"), record.get("later_seconds")
@@ -128,6 +146,7 @@ def _table(records: Sequence[dict[str, Any]]) -> Table:
             record["kind"],
             f"{record['right']} of {record['asked']}",
             f"{low:.0%} to {high:.0%}",
+            "" if record["blocks"] is None else f"{record['blocks'] - record['gated']:.1f} of {record['blocks']:.1f}",
             f"{record['tokens_read']:,}",
             "" if first is None else f"{first:.1f} s",
             "" if later is None else f"{later:.1f} s",

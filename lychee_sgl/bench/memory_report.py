@@ -18,8 +18,9 @@ def report(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One record for each length, method and kind of question, and one for all kinds together (`all`).
 
     Returns:
-        Accuracy with its 95% interval (Wilson), tokens read and peak memory; of `all` also the median seconds of the
-        first question on a document and of the later ones, and how often faster these are.
+        Accuracy with its 95% interval (Wilson), tokens read and peak memory; where documents are read the mean numbers
+        of blocks and of those that a gate skipped; of `all` also the median seconds of the first question on a document
+        and of the later ones, and how often faster these are.
     """
     records = []
     for tokens in sorted({row.tokens for row in rows}):
@@ -44,6 +45,9 @@ def _record(rows: Sequence[Row], every: bool) -> dict[str, Any]:
         "tokens_read": round(sum(row.tokens_read for row in rows) / len(rows)),
         "peak_gib": round(max(peaks) / 2**30, 2) if peaks else None,
     }
+    accounts = [row.account for row in rows if row.account is not None]
+    for name, key in (("blocks", "chunks"), ("gated", "gated")):
+        found[name] = round(sum(one.get(key, 0) for one in accounts) / len(accounts), 2) if accounts else None
     if every:
         first, later = _seconds(rows, first=True), _seconds(rows, first=False)
         found["first_seconds"], found["later_seconds"] = first, later

@@ -26,11 +26,19 @@ _PEOPLE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """One question; right is a reply that holds the number."""
+    """One question; right is a reply that holds the number.
+
+    Attributes:
+        kind: one of `KINDS`.
+        question: what is asked.
+        answer: the number.
+        needed: the facts that it takes, as they stand in the document.
+    """
 
     kind: Kind
     question: str
     answer: str
+    needed: tuple[str, ...] = ()
 
     def is_answered_by(self, reply: str) -> bool:
         """Whether a reply holds the number, however it groups the digits."""
@@ -78,14 +86,15 @@ def _document(tokens: int, number: int, seed: int, text: Haystack, chars_per_tok
     places, people = draw.sample(_PLACES, 3), draw.sample(_PEOPLE, 2)
     numbers = [str(value) for value in draw.sample(range(1_000_000, 10_000_000), 3)]
     facts = [(f"The special magic number for {places[0]} is {numbers[0]}.", draw.uniform(0.02, 0.98))]
-    asked = [Asked(kind="single", question=f"What is the special magic number for {places[0]}?", answer=numbers[0])]
+    question = f"What is the special magic number for {places[0]}?"
+    asked = [Asked(kind="single", question=question, answer=numbers[0], needed=(facts[0][0],))]
     for kind, place, person, value in zip(KINDS[1:], places[1:], people, numbers[1:], strict=True):
         early, late = draw.uniform(0.02, 0.45), draw.uniform(0.55, 0.98)
         first, second = (early, late) if kind == "two-hop" else (late, early)
-        facts.append((f"The key of the {place} office is kept by {person}.", first))
-        facts.append((f"The phone number of {person} is {value}.", second))
+        hops = (f"The key of the {place} office is kept by {person}.", f"The phone number of {person} is {value}.")
+        facts += zip(hops, (first, second), strict=True)
         question = f"What is the phone number of the person who keeps the key of the {place} office?"
-        asked.append(Asked(kind=kind, question=question, answer=value))
+        asked.append(Asked(kind=kind, question=question, answer=value, needed=hops))
     size = sum(len(block) + 2 for block in text.paragraphs)
     copies = 1 + int(tokens * chars_per_token) // size
     longer = dataclasses.replace(text, paragraphs=text.paragraphs * copies)

@@ -62,6 +62,7 @@ class Report:
     chunks: int = 0
     kept: int = 0
     skipped: int = 0
+    gated: int = 0
     tokens_read: int = 0
     tokens_written: int = 0
     cached_tokens: int = 0
@@ -88,11 +89,12 @@ class Reading:
 
 @dataclass(slots=True)
 class _Scan:
-    """Where a reading is: the memory now, and with which memory a block was left without a note."""
+    """Where a reading is: the memory now, with which one a block was left without a note, what the gate skipped."""
 
     memory: Memory = field(default_factory=Memory)
     kept: set[int] = field(default_factory=set)
     passed: dict[int, Memory] = field(default_factory=dict)
+    gated: set[int] = field(default_factory=set)
 
 
 class Reader:
@@ -132,6 +134,7 @@ class Reader:
                 async for progress in reading:
                     yield progress
         report.kept, report.skipped = len(scan.kept), len(blocks) - len(scan.kept)
+        report.gated = len(scan.gated)
         yield Progress(phase="answer", chunk=len(blocks), chunks=len(blocks), kept=report.kept)
         report.seconds = time.monotonic() - began
         prompt = prompts.answer(question, scan.memory.text)
@@ -167,6 +170,7 @@ class Reader:
                     if other.index not in running:
                         running[other.index] = asyncio.create_task(runner.run(other, scan.memory))
                 step = await running.pop(block.index)
+                scan.gated = scan.gated | {block.index} if step.gated else scan.gated - {block.index}
                 memory = scan.memory.take(step.notes, self._settings.working_memory)
                 if step.notes:
                     scan.kept.add(block.index)

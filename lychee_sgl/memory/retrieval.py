@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 _WORD = r"(?u)\w+"
 
@@ -34,3 +34,26 @@ def rank(texts: Sequence[str], query: str, count: int) -> list[int]:
     index.index(words[:-1], show_progress=False)
     found, scores = index.retrieve(asked, k=min(count, len(texts)), show_progress=False)
     return [int(i) for i, score in zip(found[0], scores[0], strict=True) if score > 0]
+
+
+def best_scores(texts: Sequence[str], queries: Sequence[Collection[str]]) -> list[float]:
+    """Gives the BM25 score of the text that ranks first, for each of some queries.
+
+    Args:
+        texts: what is searched; how rare a word is counts among these.
+        queries: words in small letters, each once.
+
+    Returns:
+        A score for each query; 0 where no text shares a word with it.
+    """
+    import bm25s
+
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    words = bm25s.tokenize([*texts], token_pattern=_WORD, stopwords=None, return_ids=False, show_progress=False)
+    if not any(words):
+        return [0.0] * len(queries)
+    index = bm25s.BM25()
+    index.index(words, show_progress=False)
+    there = {word for text in words for word in text}
+    known = [sorted(there.intersection(query)) for query in queries]
+    return [float(index.get_scores(query).max()) if query else 0.0 for query in known]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
+from lychee_sgl.memory.gate import Oracle
 from lychee_sgl.memory.split import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lychee_sgl.memory.gate import Gate
+
 PREFIX: Final = "lychee_"
-KEYS: Final = ("memory", "chunk", "working_memory")
+KEYS: Final = ("memory", "chunk", "working_memory", "gate")
 MODES: Final = ("text", "compressed", "off")
 CHUNK: Final = 4096
 WORKING_MEMORY: Final = 1024
@@ -30,7 +33,7 @@ class ReadSettings:
         chunk: most tokens of a block.
         working_memory: most tokens of the notes.
         ahead: blocks that are read at once.
-        gate: score below which a block is skipped; None: every block is read.
+        gate: says which blocks are skipped; None: every block is read.
         quote_tokens: most tokens that are generated for a block.
         candidates: sentences of a block that become notes, if the model finds them relevant, beside those it quotes.
         keep: score from which a passage becomes a note.
@@ -40,7 +43,7 @@ class ReadSettings:
     chunk: int = CHUNK
     working_memory: int = WORKING_MEMORY
     ahead: int = 1
-    gate: float | None = None
+    gate: Gate | None = None
     quote_tokens: int = QUOTE_TOKENS
     candidates: int = 2
     keep: float = KEEP
@@ -54,15 +57,27 @@ class ReadSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryRequest:
-    """What a request asked for; None where it said nothing."""
+    """What a request asked for; None where it said nothing.
+
+    Attributes:
+        mode: `text`, `compressed` or `off`.
+        chunk: most tokens of a block.
+        working_memory: most tokens of the notes.
+        gate: for measurements: "off", or the texts of an oracle gate.
+    """
 
     mode: str | None = None
     chunk: int | None = None
     working_memory: int | None = None
+    gate: Literal["off"] | tuple[str, ...] | None = None
 
     @classmethod
-    def from_custom_params(cls, params: Mapping[str, Any] | None) -> MemoryRequest:
+    def from_custom_params(cls, params: Mapping[str, Any] | None, *, oracle: bool = False) -> MemoryRequest:
         """Reads and checks our entries of SGLang's `custom_params`.
+
+        Args:
+            params: the entries, and others.
+            oracle: whether a request may choose the gate: only where measurements are made.
 
         Raises:
             Refused: names the entry, its value and what is allowed.
@@ -77,7 +92,14 @@ class MemoryRequest:
                 raise _refused(key, value, f"a whole number from {least}")
             if value is not None and mode not in ("text", "compressed"):
                 raise _refused(key, value, f"only with {PREFIX}memory 'text' or 'compressed'")
-        return cls(mode=mode, chunk=given["chunk"], working_memory=given["working_memory"])
+        gate = _gate(given["gate"], mode, oracle=oracle)
+        return cls(mode=mode, chunk=given["chunk"], working_memory=given["working_memory"], gate=gate)
+
+    def chosen_gate(self, own: Gate | None) -> Gate | None:
+        """Gives the gate for this request: the engine's own one, unless a measurement asked for another."""
+        if self.gate is None:
+            return own
+        return None if self.gate == "off" else Oracle(self.gate)
 
     @staticmethod
     def strip(params: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -88,6 +110,20 @@ class MemoryRequest:
 
 def _refused(key: str, value: object, allowed: str) -> Refused:
     return Refused(f"{PREFIX}{key} is {value!r:.80}, allowed: {allowed}", f"{PREFIX}{key}")
+
+
+def _gate(value: object, mode: str | None, *, oracle: bool) -> Literal["off"] | tuple[str, ...] | None:
+    if value is None:
+        return None
+    if not oracle:
+        raise _refused("gate", value, "only where LYCHEE_MEMORY_ORACLE is 1, for measurements")
+    if mode != "text":
+        raise _refused("gate", value, f"only with {PREFIX}memory 'text'")
+    if value == "off":
+        return "off"
+    if not isinstance(value, list) or not value or not all(isinstance(text, str) and text for text in value):
+        raise _refused("gate", value, "'off', or a list of texts")
+    return tuple(value)
 
 
 def fit(asked: MemoryRequest, window: int) -> tuple[int, int]:

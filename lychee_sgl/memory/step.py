@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from lychee_sgl.memory import prompts
 from lychee_sgl.memory.bank import key_of
+from lychee_sgl.memory.gate_features import Evidence
 from lychee_sgl.memory.model import ModelFailed
 from lychee_sgl.memory.notes import Note, passages, sentences
 from lychee_sgl.memory.retrieval import rank
@@ -36,9 +37,15 @@ class BlockFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What came of one block; without notes it counts as skipped."""
+    """What came of one block; without notes it counts as skipped.
+
+    Attributes:
+        notes: passages of it.
+        gated: whether the gate skipped it.
+    """
 
     notes: tuple[Note, ...] = ()
+    gated: bool = False
 
 
 class Asker:
@@ -116,10 +123,19 @@ class Asker:
             await self.bank.keep(key, said)
         return said
 
-    async def gain(self, context: Sequence[int], notes: str = "") -> float:
-        """How much likelier a context makes the question, given notes: mean log-probability gained for each token.
+    async def gain(self, context: Sequence[int]) -> float:
+        """How much likelier a context makes the question: mean log-probability gained for each token.
 
         A model too small to say whether a text is relevant still finds the question less surprising behind one that is.
+        """
+        gained, _ = await self.gains(context)
+        return sum(gained) / len(gained)
+
+    async def gains(self, context: Sequence[int], notes: str = "") -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """How much likelier a context makes each token of the question, given notes; and how likely they are without.
+
+        Returns:
+            Nats gained, and log-probabilities beside the notes alone, both in the order of the tokens.
         """
         frame = await asyncio.to_thread(prompts.frame, self.model, prompts.ask(self.question, notes))
         scored = min(self.question_tokens, len(frame.tail) - self._closing)
@@ -134,8 +150,13 @@ class Asker:
         unaided = self._plain[notes]
         # a template with nothing before the block has no log-probability for the first token behind it
         pairs = list(zip(reversed(reply.logprobs[:last]), reversed(unaided[:last]), strict=False))
-        gained = [behind_it - alone for behind_it, alone in pairs[:scored]]
-        return sum(gained) / len(gained)
+        pairs = pairs[:scored][::-1]
+        return tuple(behind_it - alone for behind_it, alone in pairs), tuple(alone for _, alone in pairs)
+
+    async def evidence(self, block: Block, notes: str, *, needs_gain: bool) -> Evidence:
+        """What a gate's verdict on a block is made from; without the gain the model is not asked."""
+        gained, alone = await self.gains(block.tokens, notes) if needs_gain else ((), ())
+        return Evidence(question=self.question, notes=notes, block=block.text, gained=gained, alone=alone)
 
 
 class StepRunner:
@@ -156,24 +177,29 @@ class StepRunner:
         kept = await asker.bank.find(key) if asker.bank is not None else None
         if kept is not None:
             asker.report.banked_steps += 1
-            return Step(notes=tuple(replace(Note(**note), block=block.index) for note in kept["notes"]))
+            notes = tuple(replace(Note(**note), block=block.index) for note in kept["notes"])
+            return Step(notes=notes, gated=bool(kept.get("gated", False)))
         name = f"chunk {block.index + 1} of {self._blocks}"
         step = await asker.insist(name, lambda: self._ask(block, memory))
         # weights can be exchanged meanwhile: what neither the old nor the new ones have said is kept for neither
         if asker.bank is not None and key == self._key(block, memory):
-            await asker.bank.keep(key, {"notes": [_as_json(note) for note in step.notes]})
+            notes_kept = [_as_json(note) for note in step.notes]
+            await asker.bank.keep(key, {"notes": notes_kept, **({"gated": True} if step.gated else {})})
         return step
 
     def _key(self, block: Block, memory: Memory) -> bytes:
         settings, asker = self._asker.settings, self._asker
-        how = [settings.gate, settings.quote_tokens, settings.candidates, settings.keep]
+        gate = settings.gate.identity if settings.gate is not None else None
+        how = [gate, settings.quote_tokens, settings.candidates, settings.keep]
         parts = (asker.model.identity, how, asker.frame_digest, block.digest, asker.question, memory.text)
         return key_of("step", prompts.VERSION, *parts)
 
     async def _ask(self, block: Block, memory: Memory) -> Step:
-        asker = self._asker
-        if asker.settings.gate is not None and (await asker.gain(block.tokens, memory.text) < asker.settings.gate):
-            return Step()
+        asker, gate = self._asker, self._asker.settings.gate
+        if gate is not None:
+            evidence = await asker.evidence(block, memory.text, needs_gain=gate.needs_gain)
+            if not await asyncio.to_thread(gate.accepts, evidence):
+                return Step(gated=True)
         frame = await asyncio.to_thread(prompts.frame, asker.model, prompts.quote(asker.question, memory.text))
         reply = await asker.generate(frame.around(block.tokens), asker.settings.quote_tokens, stop="\n\n")
         query = f"{asker.question}\n{memory.text}"

@@ -89,6 +89,7 @@ class MemoryAnswer(BaseModel):
     chunks: Count = Field(description="blocks of the document")
     kept: Count = Field(description="blocks that gave notes")
     skipped: Count = Field(description="blocks that gave none")
+    gated: Count = Field(default=0, description="of these, blocks that the gate skipped: nothing was quoted from them")
     tokens_read: Count = Field(description="prompt tokens of all steps")
     cached_tokens: Count = Field(description="of these, whose KV was there already")
     banked_steps: Count = Field(description="steps that an earlier request had finished")

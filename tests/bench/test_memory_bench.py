@@ -150,7 +150,7 @@ def test_an_error_in_the_stream_ends_it_by_name(address: str, engine: ScriptedEn
 
 
 def test_an_engine_that_does_not_read_is_refused(address: str, engine: ScriptedEngine) -> None:
-    assert served(address) == "tiny"
+    assert served(address) == ("tiny", None)
     engine.token_count = 400
     sample = sum(len(block) for block in TEXT.paragraphs[:40]) + 2 * 39
     assert chars_per_token(address, "tiny", TEXT) == pytest.approx(sample / 400, abs=0.01)
@@ -205,3 +205,33 @@ def test_the_command_writes_json(address: str, engine: ScriptedEngine, tmp_path:
     assert CliRunner().invoke(app, [*words, "--gate", "1.2"]).exit_code == 2
     refused = CliRunner().invoke(app, ["memory", "--engine-url", "http://127.0.0.1:1", "--out", str(out)])
     assert (refused.exit_code, refused.output.startswith("error: ")) == (1, True)
+
+
+def test_gates_are_asked_for_by_their_arms(address: str, engine: ScriptedEngine, tmp_path: Path) -> None:
+    rows = ask(
+        address, tmp_path / "a.jsonl", ("text", "text-gate", "text-oracle"), replace(PLAN, gate=1.2, documents=1)
+    )
+    bodies = [body["custom_params"].get("lychee_gate") for body in engine.bodies]
+    assert bodies[:6] == ["off"] * 3 + [None] * 3
+    (text,) = documents(PLAN.lengths, 1, seed=0, text=TEXT, chars_per_token=4.0)
+    assert bodies[6:] == [list(asked.needed) for asked in text.asked]
+    assert sorted(map(len, bodies[6:])) == [1, 2, 2]
+    assert all(text.text.count(fact) == 1 for asked in text.asked for fact in asked.needed)
+    gated = [replace(one, account={**ACCOUNT, "gated": 6}) for one in rows if one.method == "text-gate"]
+    every = {record["method"]: record for record in report([*rows, *gated]) if record["kind"] == "all"}
+    assert (every["text"]["blocks"], every["text"]["gated"]) == (8.0, 0.0)
+    assert every["text-gate"]["gated"] == 3.0  # half of the rows say 6, the others nothing
+
+
+def test_a_gate_that_cannot_be_measured_is_refused(address: str, engine: ScriptedEngine, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from lychee_sgl.bench.cli import app
+
+    run = CliRunner()
+    assert run.invoke(app, ["memory", "--gate", "1.2"]).exit_code == 2
+    assert run.invoke(app, ["memory", "--methods", "text-gate"]).exit_code == 2
+    assert run.invoke(app, ["memory", "--methods", "text-gate", "--gate", "no-such-gate"]).exit_code == 2
+    words = ["memory", "--engine-url", address, "--methods", "text-gate", "--out", str(tmp_path / "m.json")]
+    refused = run.invoke(app, words)
+    assert (refused.exit_code, "has no gate (LYCHEE_MEMORY_GATE)" in refused.output) == (1, True)

@@ -52,7 +52,9 @@ class Manager:
             get_default_sampling_params=dict,
             hf_config=SimpleNamespace(architectures=["LlamaForCausalLM"], model_type="llama"),
         )
-        self.lychee = SimpleNamespace(config=config, device="cpu", chosen=SimpleNamespace(describe=lambda: "plan"))
+        self.lychee = SimpleNamespace(
+            config=config, device="cpu", model="model", chosen=SimpleNamespace(describe=lambda: "plan")
+        )
         self.lychee.spec = self._spec
         self.request_logger = SimpleNamespace(log_requests=False)
         self.lora_registry = None

@@ -12,6 +12,7 @@ import pytest
 from lychee_sgl.backend.memory import Room, around_chat
 from lychee_sgl.backend.summary import combine
 from lychee_sgl.config import EngineConfig
+from lychee_sgl.memory.gate import Classifier, Threshold, Weight
 from tests.engine.memory_engine import DOCUMENT, FACT, QUESTION, Client, Manager, ask, error_of, events_of
 
 if TYPE_CHECKING:
@@ -229,3 +230,27 @@ def test_a_user_without_a_home_chats_without_a_bank(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("pwd.getpwuid", nobody)
     engine = SimpleNamespace(config=EngineConfig(), device="cpu", chosen=SimpleNamespace(describe=dict))
     assert Room.of(SimpleNamespace(), engine).bank is None
+
+
+async def test_an_oracle_gate_is_for_measurements_alone(tokenizer: Any) -> None:
+    params = {"lychee_memory": "text", "lychee_chunk": 128, "lychee_gate": [FACT]}
+    manager = Manager(tokenizer, EngineConfig(memory_bank_bytes=0))
+    status, said, named = error_of(await ask(manager, custom_params=params))
+    assert (status, named) == (400, "lychee_gate")
+    assert said.endswith("allowed: only where LYCHEE_MEMORY_ORACLE is 1, for measurements")
+    manager = Manager(tokenizer, EngineConfig(memory_bank_bytes=0, memory_oracle=True, memory_gate=Threshold(99.0)))
+    told = json.loads((await ask(manager, custom_params=params)).body)["lychee"]["memory"]
+    assert (told["kept"], told["gated"]) == (1, 3)
+    assert all("lychee_gate" not in str(obj.sampling_params) for obj in manager.asked)
+    told = json.loads((await ask(manager, custom_params={**params, "lychee_gate": None})).body)["lychee"]["memory"]
+    assert (told["kept"], told["gated"]) == (0, 4)
+    told = json.loads((await ask(manager, custom_params={**params, "lychee_gate": "off"})).body)["lychee"]["memory"]
+    assert (told["kept"], told["gated"]) == (1, 0)
+
+
+async def test_a_gate_of_another_model_is_named_in_the_log(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    gain = Weight(name="gain_mean", mean=0.0, scale=1.0, weight=1.0)
+    gate = Classifier(weights=(gain,), bias=0.0, threshold=0.5, model="Other-1B")
+    manager = Manager(tokenizer, EngineConfig(memory_bank_bytes=0, memory_gate=gate))
+    assert json.loads((await ask(manager)).body)["lychee"]["memory"]["chunks"] == 4
+    assert "The memory gate was made for Other-1B, this model is model" in caplog.text

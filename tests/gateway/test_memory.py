@@ -24,6 +24,7 @@ READ = {
     "skipped": 2,
     "tokens_read": 2000,
     "cached_tokens": 700,
+    "gated": 1,
     "banked_steps": 1,
     "retries": 2,
     "second_pass": True,

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lychee_sgl.memory.bank import Bank
+from lychee_sgl.memory.gate import Classifier, Oracle, Threshold, Weight
 from lychee_sgl.memory.loop import BlockFailed, Progress, Reader, Reading
 from lychee_sgl.memory.model import ModelFailed
 from lychee_sgl.memory.settings import ReadSettings
@@ -107,7 +108,7 @@ def test_reading_ahead_changes_nothing(seed: int, ahead: int, gate: float | None
         return "\n".join(line for line in lines if known or line.split()[3] < "5") or "none"
 
     async def both():
-        wanted = replace(SETTINGS, gate=gate, candidates=0)
+        wanted = replace(SETTINGS, gate=None if gate is None else Threshold(gate), candidates=0)
         alone = await read(ScriptedModel(["key number"], one), text, wanted=wanted)
         model = ScriptedModel(["key number"], one)
         together = await read(model, text, wanted=replace(wanted, ahead=ahead))
@@ -122,9 +123,10 @@ def test_reading_ahead_changes_nothing(seed: int, ahead: int, gate: float | None
 
 
 async def test_a_gate_skips_without_a_quote() -> None:
-    model = ScriptedModel(wanted=["key"])
-    reading, _ = await read(model, document(6, {4: "The key is under the mat."}), wanted=replace(SETTINGS, gate=0.5))
+    model, wanted = ScriptedModel(wanted=["key"]), replace(SETTINGS, gate=Threshold(0.5))
+    reading, _ = await read(model, document(6, {4: "The key is under the mat."}), wanted=wanted)
     assert [note.block for note in reading.memory.notes] == [4]
+    assert (reading.report.skipped, reading.report.gated) == (5, 5)
     assert len(model.blocks_asked()) == 1
 
 
@@ -210,7 +212,7 @@ async def test_what_depends_on_something_else_is_asked_anew(tmp_path: Path) -> N
     other.identity = "another model"
     for model, wanted, question in (
         (other, SETTINGS, QUESTION),
-        (ScriptedModel(), replace(SETTINGS, gate=-9.0), QUESTION),
+        (ScriptedModel(), replace(SETTINGS, gate=Threshold(-9.0)), QUESTION),
         (ScriptedModel(), SETTINGS, "Who has the key?"),
     ):
         reading, _ = await read(model, text, bank, wanted, question)
@@ -319,6 +321,42 @@ async def test_another_template_is_asked_anew(tmp_path: Path) -> None:
 async def test_the_question_alone_is_scored_once_for_each_memory() -> None:
     text = document(4, {number: f"The key number {number} is here." for number in range(4)})
     model = ScriptedModel(["key number"])
-    reading, _ = await read(model, text, wanted=replace(SETTINGS, gate=0.1))
+    reading, _ = await read(model, text, wanted=replace(SETTINGS, gate=Threshold(0.1)))
     assert len(reading.memory.notes) == 4
     assert max(Counter(model.asked).values()) == 1
+
+
+async def test_a_gate_of_words_asks_the_model_nothing_and_is_banked(tmp_path: Path) -> None:
+    bank, gate = Bank(tmp_path / "bank", 10**6), Oracle(("under the mat",))
+    text, wanted = document(6, {4: "The key is under the mat."}), replace(SETTINGS, gate=gate)
+    model = ScriptedModel(wanted=["key"])
+    reading, _ = await read(model, text, bank, wanted)
+    assert [note.block for note in reading.memory.notes] == [4]
+    assert (reading.report.skipped, reading.report.gated) == (5, 5)
+    assert not [asked for asked in model.asked if "w1 w1" in asked]
+    again, _ = await read(other := ScriptedModel(wanted=["key"]), text, bank, wanted)
+    assert (again.report.banked_steps, again.report.gated) == (6, 5)
+    assert other.blocks_asked() == []
+    bank.close()
+
+
+async def test_what_a_gate_skipped_is_read_once_the_notes_ask_for_it() -> None:
+    """The second hop stands before the first: the gate of words accepts it once a note names who is meant."""
+    facts = {1: "Call now Anna at 5551234.", 4: "The Oslo key is kept by Anna."}
+    hop = Weight(name="hop", mean=0.0, scale=0.1, weight=1.0)
+    named = Weight(name="named", mean=0.0, scale=0.1, weight=1.0)
+    gate = Classifier(weights=(hop, named), bias=-3.0, threshold=0.5, model=None)
+
+    def one(prompt: str) -> str:
+        if "Copy the sentences" not in prompt:
+            return "not found" if "5551234" not in prompt else "It is 5551234."
+        return next((fact for fact in facts.values() if fact in prompt.split("What is known")[0]), "none")
+
+    model = ScriptedModel(["Anna"], one)
+    wanted = replace(SETTINGS, candidates=0, gate=gate)
+    reading, told = await read(
+        model, document(6, facts), wanted=wanted, question="Which number has the keeper of the Oslo key?"
+    )
+    assert [note.block for note in reading.memory.notes] == [1, 4]
+    assert (reading.report.second_pass, reading.report.gated) == (True, 4)
+    assert [progress.chunk for progress in told if progress.phase == "again"] == [1, 2, 3, 4]

@@ -1,0 +1,213 @@
+"""The command line `lychee-sgl memory`. Importing it is cheap: numbers come in only with the commands."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from lychee_sgl.memory.gate import Classifier
+
+app = typer.Typer(
+    help="Documents beyond the window: make and measure the gate that says which blocks are worth reading.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+gate_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(gate_app, name="gate", help="Train and evaluate a gate on generated blocks.")
+
+
+@app.callback()
+def _main() -> None:
+    """Make and measure what reading documents beyond the window is done with."""
+
+
+Blocks = Annotated[int, typer.Option(min=2, help="Blocks to learn from")]
+HeldOut = Annotated[int, typer.Option(min=2, help="Blocks to measure on: other text, names and wordings")]
+Recall = Annotated[
+    float, typer.Option(help="Share of the needed blocks that the threshold is to accept, of those learnt")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of the blocks")]
+FeaturesFile = Annotated[
+    Path | None, typer.Option(help="File of features; what it holds is not asked again [default: --out with .jsonl]")
+]
+EngineUrl = Annotated[str | None, typer.Option(help="A running engine; left out: one is started here")]
+Model = Annotated[str | None, typer.Option(help="Model folder of the engine that is started [default: the embedded]")]
+EngineArgs = Annotated[list[str] | None, typer.Option(help="Further arguments of SGLang; repeatable")]
+Accelerator = Annotated[bool, typer.Option("--accelerator", help="The engine that is started has a GPU")]
+
+
+@gate_app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="The gate's file; the features lie beside it as .jsonl")],
+    record: Annotated[
+        Path | None,
+        typer.Option(help="The measurement's JSON, a picture beside it [default: --out with .measured.json]"),
+    ] = None,
+    blocks: Blocks = 160,
+    held_out: HeldOut = 100,
+    recall: Recall = 0.98,
+    words_only: Annotated[
+        bool, typer.Option("--words-only", help="No feature of the gain: what is skipped is not even prefilled")
+    ] = False,
+    seed: Seed = 0,
+    features: FeaturesFile = None,
+    engine_url: EngineUrl = None,
+    model: Model = None,
+    engine_arg: EngineArgs = None,
+    accelerator: Accelerator = False,
+) -> None:
+    """Ask an engine about generated blocks, fit a gate, and measure it on others. Goes on where it stopped."""
+    from lychee_sgl.bench.machine import describe
+
+    with _errors():
+        from lychee_sgl.memory.gate_features import NAMES, OF_WORDS
+        from lychee_sgl.memory.gate_fit import fit, judged
+
+        about = describe()
+        asked = {"train": blocks, "held-out": held_out}
+        kept = features or out.with_suffix(".jsonl")
+        rows, name = _collected(kept, asked, seed, engine_url, model, engine_arg or [], accelerator=accelerator)
+        made = {
+            "by": "logistic regression", "command": about["command"], "date": about["date"], "seed": seed,
+            "blocks": blocks, "recall": recall, "text": "generated facts in Python's documentation",
+        }  # fmt: skip
+        names = OF_WORDS if words_only else NAMES
+        gate = fit(judged(rows, "train"), recall=recall, model=name, made=made, names=names)
+        out.write_text(json.dumps(gate.to_dict(), indent=1) + "\n", encoding="utf-8")
+        _measured(
+            gate, rows, recall, {**about, "served": name, "seed": seed}, record or out.with_suffix(".measured.json")
+        )
+
+
+@gate_app.command()
+def evaluate(
+    gate: Annotated[str, typer.Argument(help="A gate file, or the name of a shipped gate")],
+    out: Annotated[Path, typer.Option(help="The measurement's JSON, a picture beside it; the features as .jsonl")],
+    blocks: Blocks = 160,
+    held_out: HeldOut = 100,
+    recall: Recall = 0.98,
+    seed: Seed = 0,
+    features: FeaturesFile = None,
+    engine_url: EngineUrl = None,
+    model: Model = None,
+    engine_arg: EngineArgs = None,
+    accelerator: Accelerator = False,
+) -> None:
+    """Measure a gate on held-out blocks, against thresholds on gain and BM25 that are chosen on --blocks others."""
+    from lychee_sgl.bench.machine import describe
+
+    with _errors():
+        from lychee_sgl.memory.gate import Classifier, load
+
+        found = load(gate)
+        if not isinstance(found, Classifier):
+            raise ValueError(f"gate is {gate!r}; allowed: a file or a name: a number is measured beside every gate")
+        about = describe()
+        asked = {"train": blocks, "held-out": held_out}
+        kept = features or out.with_suffix(".jsonl")
+        rows, name = _collected(kept, asked, seed, engine_url, model, engine_arg or [], accelerator=accelerator)
+        _measured(found, rows, recall, {**about, "served": name, "seed": seed}, out)
+
+
+def _collected(
+    path: Path,
+    counts: dict[str, int],
+    seed: int,
+    url: str | None,
+    model: str | None,
+    arguments: Sequence[str],
+    *,
+    accelerator: bool,
+) -> tuple[list[dict[str, Any]], str]:
+    """The features of all blocks, and the model's name."""
+    from lychee_sgl.memory.gate_collect import Features, collect
+    from lychee_sgl.memory.http_model import HttpModel
+
+    with _engine(url, model, arguments, accelerator=accelerator) as address:
+        served = HttpModel(address)
+        with contextlib.closing(served), _progress() as tell:
+            kept = Features(path, model=served.name, seed=seed)
+            return collect(served, kept, counts, seed=seed, tell=tell), served.name  # type: ignore[arg-type] # literals
+
+
+def _measured(
+    gate: Classifier, rows: Sequence[dict[str, Any]], recall: float, about: dict[str, Any], path: Path
+) -> None:
+    """Measures a gate, writes and shows what it came to."""
+    from lychee_sgl.memory.gate_fit import arms, judged, measure
+    from lychee_sgl.memory.gate_picture import save_png
+
+    found = measure(rows, arms(judged(rows, "train"), gate, recall=recall), seed=about["seed"])
+    record = {"kind": "memory-gate", **about, "recall": recall, "gate": gate.to_dict(), **found}
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    with contextlib.suppress(ModuleNotFoundError):
+        save_png(record, path.with_suffix(".png"))
+    Console().print(_table(record))
+
+
+def _table(record: dict[str, Any]) -> Table:
+    table = Table("gate", "area under the ROC", "precision", "recall", "skipped of the unneeded")
+    for name, arm in record["arms"].items():
+        cells = (arm[key] for key in ("auc", "precision", "recall", "skipped"))
+        table.add_row(name, *("-" if v is None else f"{v:.3f} ({low:.3f} to {high:.3f})" for v, low, high in cells))
+    return table
+
+
+@contextlib.contextmanager
+def _engine(url: str | None, model: str | None, arguments: Sequence[str], *, accelerator: bool) -> Iterator[str]:
+    from lychee_sgl.serve.solo import solo_engine
+
+    if url is not None:
+        yield url
+        return
+    words = tuple(word for argument in arguments for word in argument.split())
+    with (
+        tempfile.TemporaryDirectory() as state,
+        solo_engine(Path(state), model=model, engine_args=words, accelerator=accelerator) as address,
+    ):
+        yield address
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar with the time left in a terminal; else a line every tenth of the way."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("blocks"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("blocks", total=None)
+
+        def tell(done: int, of: int) -> None:
+            bar.update(task, completed=done, total=of)
+            if not console.is_terminal and (done % max(1, of // 10) == 0 or done == of):
+                console.print(f"block {done} of {of}", highlight=False)
+
+        yield tell
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """One line and exit status 1 for what a caller can mend; Ctrl-C is 130."""
+    from lychee_sgl.memory.model import ModelFailed
+    from lychee_sgl.models.embedded import ModelUnavailable
+    from lychee_sgl.serve.supervisor import StartFailed
+
+    try:
+        yield
+    except (ValueError, OSError, ModuleNotFoundError, ModelFailed, ModelUnavailable, StartFailed) as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None

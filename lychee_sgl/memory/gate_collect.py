@@ -1,0 +1,126 @@
+"""Features of generated blocks, from a running engine, kept line by line: what was broken off goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from lychee_sgl.memory import prompts
+from lychee_sgl.memory.chunks import cut
+from lychee_sgl.memory.gate import VERSION
+from lychee_sgl.memory.gate_examples import SPLITS, sample, text_of, to_row
+from lychee_sgl.memory.gate_features import NAMES, features
+from lychee_sgl.memory.loop import Report
+from lychee_sgl.memory.settings import ReadSettings
+from lychee_sgl.memory.step import Asker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from lychee_sgl.memory.gate_examples import Sample, Split
+    from lychee_sgl.memory.model import Model
+
+SCHEMA: Final = "lychee-sgl/memory-gate-features"
+_SAMPLE_PARAGRAPHS: Final = 40
+
+Row = dict[str, Any]
+
+
+class Features:
+    """A file of features, one line a block, behind a line that says of what.
+
+    Attributes:
+        texts: what the blocks of each half are made of.
+        rows: what the file holds.
+    """
+
+    def __init__(self, path: Path, *, model: str, seed: int) -> None:
+        """Opens or begins the file; reading the texts takes seconds.
+
+        Args:
+            path: of the file.
+            model: the name of the model that is asked.
+            seed: of the blocks.
+
+        Raises:
+            ValueError: it holds something else.
+        """
+        self.texts = {split: text_of(split) for split in SPLITS}
+        digests = {split: text.digest for split, text in self.texts.items()}
+        head = {
+            "schema": SCHEMA, "version": VERSION, "prompts": prompts.VERSION, "model": model, "seed": seed,
+            "text": digests, "features": [*NAMES],
+        }  # fmt: skip
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        if lines and _parsed(lines[0]) != head:
+            raise ValueError(f"{path} holds features of something else; move it away, or choose another --out")
+        self._path = path
+        self.rows: list[Row] = [row for line in lines[1:] if (row := _parsed(line)) is not None]
+        fresh = path.with_name(f"{path.name}.new")
+        fresh.write_text("".join(json.dumps(row) + "\n" for row in (head, *self.rows)), encoding="utf-8")
+        fresh.replace(path)
+
+    def add(self, row: Row) -> None:
+        """Keeps a block's features."""
+        self.rows.append(row)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _parsed(line: str) -> Row | None:
+    """A line's object; None for one that was cut off by a crash."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def collect(
+    model: Model, kept: Features, counts: Mapping[Split, int], *, seed: int, tell: Callable[[int, int], None]
+) -> list[Row]:
+    """Asks an engine about all blocks that are not kept yet.
+
+    Args:
+        model: who is asked.
+        kept: where features go.
+        counts: blocks of each half.
+        seed: of the blocks.
+        tell: gets how many blocks are done, and of how many.
+
+    Returns:
+        The rows of these blocks, in their order.
+
+    Raises:
+        ModelFailed: the engine does not answer; what it has said is kept.
+    """
+    done = {row["block"]: row for row in kept.rows}
+    wanted = [(split, number) for split, count in counts.items() for number in range(count)]
+    rows = []
+    texts = kept.texts
+    chars = {split: _chars_per_token(model, texts[split].paragraphs) for split in counts}
+    for at, (split, number) in enumerate(wanted):
+        name = f"{split}-{number}"
+        if name not in done:
+            block = sample(split, number, seed, texts[split], chars[split])
+            done[name] = to_row(block, asyncio.run(_values(model, block)))
+            kept.add(done[name])
+        rows.append(done[name])
+        tell(at + 1, len(wanted))
+    return rows
+
+
+async def _values(model: Model, block: Sample) -> list[dict[str, float]]:
+    (cut_out,) = cut(block.text, model.window, model.encode)
+    found = []
+    for question in block.questions:
+        asker = Asker(model, None, ReadSettings(), question.question, Report())
+        found.append(features(await asker.evidence(cut_out, question.notes, needs_gain=True)))
+    return found
+
+
+def _chars_per_token(model: Model, paragraphs: tuple[str, ...]) -> float:
+    text = "\n\n".join(paragraphs[:_SAMPLE_PARAGRAPHS])
+    return round(len(text) / len(model.encode([text])[0]), 2)

@@ -1,0 +1,291 @@
+"""Generated blocks for a gate to learn from and to be judged on: real text, with and without the fact asked for.
+
+Both halves share no paragraph of text, no name, no wording. Of the half that judges, the facts of `lychee-sgl bench
+memory` are a part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from lychee_sgl.heads.haystack import python_haystack
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lychee_sgl.heads.haystack import Haystack
+
+Split = Literal["train", "held-out"]
+SPLITS: Final[tuple[Split, ...]] = ("train", "held-out")
+
+NEEDED: Final = ("fact", "first hop", "second hop")
+NOT_NEEDED: Final = (
+    "fact of another name", "no such fact", "first hop of another name", "second hop of another name",
+    "no hop", "known already",
+)  # fmt: skip
+EARLY: Final = "second hop before the first"
+"""Nobody can know that it is needed: neither learnt nor judged, only told how often it is accepted."""
+
+_SHORTEST: Final = 500
+_LONGEST: Final = 3000
+_BARE: Final = 0.25
+"""Share of blocks without any fact: most blocks of a document are of that kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A wording: a sentence, and questions for its value; the second one shares few words with it."""
+
+    sentence: str
+    questions: tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Hops:
+    """A wording of two sentences and a question that needs both."""
+
+    first: str
+    second: str
+    question: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """What one half speaks of: `{x}` is a name of `names`, `{p}` one of `people`, `{n}` a number."""
+
+    facts: tuple[Fact, ...]
+    hops: tuple[Hops, ...]
+    names: tuple[str, ...]
+    people: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One question to a block.
+
+    Attributes:
+        kind: one of `NEEDED`, `NOT_NEEDED`, or `EARLY`.
+        question: what is asked.
+        notes: the working memory.
+    """
+
+    kind: str
+    question: str
+    notes: str
+
+    @property
+    def needed(self) -> bool | None:
+        """Whether the block holds what the question needs now; None where nobody could know."""
+        return None if self.kind == EARLY else self.kind in NEEDED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """A block and what is asked of it."""
+
+    name: str
+    split: Split
+    text: str
+    questions: tuple[Question, ...]
+
+
+WORLDS: Final[dict[Split, World]] = {
+    "train": World(
+        facts=(
+            Fact(
+                "The access code of the {x} locker is {n}.",
+                ("What is the access code of the {x} locker?", "Which digits open the place where the {x} is kept?"),
+            ),
+            Fact(
+                "In the ledger, the {x} is entered under {n}.",
+                ("Under which number is the {x} entered in the ledger?", "Where in the books does one find the {x}?"),
+            ),
+            Fact(
+                "At the auction the {x} was sold for {n} crowns.",
+                ("For how many crowns was the {x} sold at the auction?", "What did somebody pay to own the {x}?"),
+            ),
+            Fact(
+                "Whoever asks for the {x} has to show form {n}.",
+                ("Which form has to be shown to get the {x}?", "What paper does one need for the {x}?"),
+            ),
+            Fact(
+                "{p} joined the expedition as member {n}.",
+                ("As which member did {p} join the expedition?", "What was the number of {p} among the travellers?"),
+            ),
+            Fact(
+                "The badge of {p} carries the number {n}.",
+                ("Which number does the badge of {p} carry?", "How does a guard recognise {p}?"),
+            ),
+        ),
+        hops=(
+            Hops(
+                "The {x} belongs to {p}.",
+                "{p} can be reached at extension {n}.",
+                "At which extension can the owner of the {x} be reached?",
+            ),
+            Hops(
+                "The {x} was repaired by {p}.",
+                "The workshop of {p} is room {n}.",
+                "In which room is the workshop of the one who repaired the {x}?",
+            ),
+            Hops(
+                "{p} wrote the report on the {x}.",
+                "Payments to {p} go to account {n}.",
+                "To which account do payments to the author of the report on the {x} go?",
+            ),
+        ),
+        names=(
+            "violin", "lantern", "tractor", "compass", "piano", "bicycle", "telescope", "kettle", "anchor", "ladder",
+            "Rialto mirror", "Calder drum", "Moravian saddle", "Verona globe", "Tudor clock", "Hansa statue",
+        ),
+        people=(
+            "Clara Weiss", "Tom Okafor", "Nadia Petrov", "Hugo Lambert", "Ines Duarte", "Karl Nyman", "Yuki Mori",
+            "Samir Haddad", "Greta Olsen", "Liam Byrne", "Petra Novak", "Diego Rojas",
+        ),
+    ),
+    "held-out": World(
+        facts=(
+            Fact(
+                "The special magic number for {x} is {n}.",
+                ("What is the special magic number for {x}?", "Which lucky figure does {x} have?"),
+            ),
+            Fact(
+                "The ticket that won the lottery in {x} was {n}.",
+                ("Which ticket won the lottery in {x}?", "By what slip of paper did somebody in {x} get rich?"),
+            ),
+            Fact(
+                "{p} lives at {n} Harbour Street.",
+                ("At which number of Harbour Street does {p} live?", "What is the address of {p}?"),
+            ),
+            Fact(
+                "The blood donor card of {p} has the serial number {n}.",
+                ("Which serial number does the blood donor card of {p} have?", "How is {p} filed at the hospital?"),
+            ),
+        ),
+        hops=(
+            Hops(
+                "The key of the {x} office is kept by {p}.",
+                "The phone number of {p} is {n}.",
+                "What is the phone number of the person who keeps the key of the {x} office?",
+            ),
+            Hops(
+                "The lighthouse of {x} is looked after by {p}.",
+                "{p} took the oath under register entry {n}.",
+                "Under which register entry did the keeper of the lighthouse of {x} take the oath?",
+            ),
+        ),
+        names=(
+            "Lisbon", "Oslo", "Nairobi", "Quito", "Hanoi", "Dublin", "Ankara", "Perth", "Montreal", "Krakow",
+            "Seville", "Bergen",
+        ),
+        people=(
+            "Anna Berg", "Paul Reyes", "Mira Stone", "John Castle", "Lena Holt", "Omar Vance", "Ruth Adler",
+            "Igor Lind", "Fay Quinn", "Noel Abbot",
+        ),
+    ),
+}  # fmt: skip
+
+
+def text_of(split: Split) -> Haystack:
+    """What the blocks of a half are made of: one half of Python's documentation each."""
+    return python_haystack("calibration" if split == "train" else "evaluation")
+
+
+def sample(split: Split, number: int, seed: int, text: Haystack, chars_per_token: float) -> Sample:
+    """One block; the same for the same arguments.
+
+    Args:
+        split: which half.
+        number: of the block.
+        seed: everything drawn follows from it.
+        text: of this half.
+        chars_per_token: of the model's tokeniser on it.
+    """
+    draw = Random(f"lychee-sgl memory gate {seed} {split} {number}")
+    return _Maker(draw, WORLDS[split], text).sample(f"{split}-{number}", split, chars_per_token)
+
+
+class _Maker:
+    """Draws one block and its questions."""
+
+    def __init__(self, draw: Random, world: World, text: Haystack) -> None:
+        self._draw, self._text = draw, text
+        self._names, self._people = draw.sample(world.names, 6), draw.sample(world.people, 6)
+        self._fact, self._absent = draw.sample(world.facts, 2)
+        self._hops, self._other_hops = draw.sample(world.hops, 2)
+
+    def sample(self, name: str, split: Split, chars_per_token: float) -> Sample:
+        planted, questions = self._bare() if self._draw.random() < _BARE else self._furnished()
+        self._draw.shuffle(planted)
+        tokens = _SHORTEST * (_LONGEST / _SHORTEST) ** self._draw.random()  # as many short ones as long ones
+        depths = sorted(self._draw.random() for _ in planted)
+        text = self._text.bury(self._draw, planted, depths, tokens, chars_per_token)
+        return Sample(name=name, split=split, text=text, questions=tuple(questions))
+
+    def _furnished(self) -> tuple[list[str], list[Question]]:
+        """Facts, hops, and others of the same wording."""
+        x, p = self._names, self._people
+        planted = [self._say(self._fact.sentence, x[0], p[0])]
+        questions = [
+            self._asked("fact", self._fact, x[0], p[0], self._clutter()),
+            self._asked("fact of another name", self._fact, x[1], p[1], self._clutter()),
+            self._asked("no such fact", self._absent, x[1], p[1], self._clutter()),
+        ]
+        if self._draw.random() < 0.5:
+            planted.append(self._say(self._fact.sentence, x[2], p[2]))
+        hops = self._hops
+        if self._draw.random() < 0.5:
+            planted.append(self._say(hops.first, x[3], p[3]))
+            questions += [
+                self._asked("first hop", hops, x[3], p[3], self._clutter()),
+                self._asked("first hop of another name", hops, x[4], p[4], self._clutter()),
+            ]
+        else:
+            planted.append(self._say(hops.second, x[3], p[3]))
+            questions += [
+                self._asked("second hop", hops, x[3], p[3], self._clutter(self._say(hops.first, x[3], p[3]))),
+                self._asked(
+                    "second hop of another name", hops, x[4], p[4], self._clutter(self._say(hops.first, x[4], p[4]))
+                ),
+                self._asked(EARLY, hops, x[3], p[3], ""),
+            ]
+        known = self._say(self._other_hops.first, x[5], p[5])
+        questions.append(self._asked("no hop", self._other_hops, x[5], p[5], self._clutter(known)))
+        return planted, questions
+
+    def _bare(self) -> tuple[list[str], list[Question]]:
+        """Text alone."""
+        x, p = self._names, self._people
+        known = self._say(self._fact.sentence, x[0], p[0])
+        first = self._say(self._hops.first, x[1], p[1])
+        return [], [
+            self._asked("no such fact", self._absent, x[2], p[2], self._clutter()),
+            self._asked("known already", self._fact, x[0], p[0], self._clutter(known)),
+            self._asked("no hop", self._hops, x[1], p[1], self._clutter(first)),
+            self._asked("no hop", self._other_hops, x[3], p[3], self._clutter()),
+        ]
+
+    def _say(self, sentence: str, x: str, p: str) -> str:
+        return sentence.format(x=x, p=p, n=self._draw.randrange(1_000_000, 10_000_000))
+
+    def _asked(self, kind: str, wording: Fact | Hops, x: str, p: str, notes: str) -> Question:
+        text = wording.question if isinstance(wording, Hops) else self._draw.choice(wording.questions)
+        return Question(kind=kind, question=text.format(x=x, p=p), notes=notes)
+
+    def _clutter(self, *notes: str) -> str:
+        """Notes, often with one that helps nobody, as a small model takes them."""
+        lines = list(notes)
+        if self._draw.random() < 0.4:
+            lines.insert(self._draw.randrange(len(lines) + 1), self._draw.choice(self._text.paragraphs)[:200])
+        return "\n".join(lines)
+
+
+def to_row(sample: Sample, values: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """A block's line in the file of features."""
+    asked = [
+        {"kind": question.kind, "needed": question.needed, "features": {k: round(v, 5) for k, v in found.items()}}
+        for question, found in zip(sample.questions, values, strict=True)
+    ]
+    return {"block": sample.name, "split": sample.split, "characters": len(sample.text), "asked": asked}

@@ -1,0 +1,93 @@
+"""A running engine as the loop sees it, from outside: for measurements. What is served stands in the engine itself."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+
+from lychee_sgl.memory.model import ModelFailed, Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_SECONDS: Final = 600.0
+
+
+class HttpModel:
+    """The model behind an address of SGLang's own HTTP server, which `lychee-sgl engine` is."""
+
+    def __init__(self, address: str) -> None:
+        """Asks for the model's name and window.
+
+        Raises:
+            ModelFailed: there is no such engine.
+        """
+        self._http = httpx.Client(base_url=address, timeout=_SECONDS, trust_env=False)
+        info = self._call("GET", "/lychee/info")
+        self.name, self.window = str(info["model"]), int(info["context_window"])
+        self.identity = self.name
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenises with the engine's tokenizer.
+
+        Raises:
+            ModelFailed: the engine does not answer.
+        """
+        body = {"model": self.name, "prompt": list(texts), "add_special_tokens": False}
+        tokens: list[list[int]] = self._call("POST", "/tokenize", body)["tokens"]
+        return tokens
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """Applies the chat template, as the engine does for a chat; there and back through its tokenizer.
+
+        Raises:
+            ModelFailed: the engine does not answer.
+        """
+        kwargs = {"enable_thinking": False}
+        body = {"model": self.name, "messages": [dict(message) for message in messages], "chat_template_kwargs": kwargs}
+        tokens = self._call("POST", "/tokenize", body)["tokens"]
+        back = {"model": self.name, "tokens": tokens, "skip_special_tokens": False}
+        return str(self._call("POST", "/detokenize", back)["text"])
+
+    async def generate(
+        self, tokens: Sequence[int], *, max_tokens: int, score_from: int | None = None, stop: str | None = None
+    ) -> Reply:
+        """Runs one greedy completion."""
+        sampling: dict[str, Any] = {
+            "temperature": 0,
+            "max_new_tokens": max_tokens,
+            **({"stop": [stop]} if stop else {}),
+        }
+        body: dict[str, Any] = {"input_ids": list(tokens), "sampling_params": sampling}
+        if score_from is not None:
+            # the engine counts from the token whose successor it scores
+            body |= {"return_logprob": True, "logprob_start_len": max(0, score_from - 1)}
+        answer = await asyncio.to_thread(self._call, "POST", "/generate", body)
+        meta = answer["meta_info"]
+        scored: tuple[float, ...] = ()
+        if score_from is not None:
+            entries = meta["input_token_logprobs"][-(len(tokens) - score_from) :]
+            scored = tuple(float(entry[0]) for entry in entries if entry[0] is not None)
+        return Reply(
+            text=answer["text"],
+            prompt_tokens=meta["prompt_tokens"],
+            completion_tokens=meta["completion_tokens"],
+            cached_tokens=meta.get("cached_tokens", 0),
+            logprobs=scored,
+        )
+
+    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        try:
+            answer = self._http.request(method, path, json=body)
+        except httpx.HTTPError as error:
+            raise ModelFailed(f"{self._http.base_url}{path}: {error}") from error
+        if answer.status_code != 200:
+            raise ModelFailed(f"{path} gave {answer.status_code}: {answer.text:.300}")
+        found: dict[str, Any] = answer.json()
+        return found
