@@ -16,6 +16,7 @@ from table_text import MEASUREMENTS, ROOT, Record
 from tables_cpu import cpu_speed, demo, gateway, questions, recall_hold, start
 from tables_eval import eval_gate
 from tables_gpu import gpu_attention, gpu_engine, gpu_engine_more
+from tables_memory import memory_arms, memory_gate
 from tables_plans import plans
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PAGES = tuple(
-    ROOT / folder / "README.md" for folder in (".", "server", "kernels", "lychee_sgl/heads", "lychee_sgl/eval")
+    ROOT / folder / "README.md"
+    for folder in (".", "server", "kernels", "lychee_sgl/heads", "lychee_sgl/eval", "lychee_sgl/memory")
 )
 SECTION = re.compile(r"(?<=<!-- table: )(?P<name>[\w-]+) -->\n.*?(?=<!-- end -->)", re.DOTALL)
 
@@ -39,6 +41,8 @@ TABLES: dict[str, tuple[str, Callable[[Record, str], str]]] = {
     "gateway": ("gateway.json", gateway),
     "recall-hold": ("recall-hold.json", recall_hold),
     "eval-gate": ("eval-gate.json", eval_gate),
+    "memory-gate": ("memory-gate.json", memory_gate),
+    "memory-arms": ("memory-arms.json", memory_arms),
 }
 
 

@@ -35,7 +35,8 @@ def _main() -> None:
 Blocks = Annotated[int, typer.Option(min=2, help="Blocks to learn from")]
 HeldOut = Annotated[int, typer.Option(min=2, help="Blocks to measure on: other text, names and wordings")]
 Recall = Annotated[
-    float, typer.Option(help="Share of the needed blocks that the threshold is to accept, of those learnt")
+    float,
+    typer.Option(min=0.01, max=1, help="Share of the needed blocks that the threshold is to accept, of those learnt"),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of the blocks")]
 FeaturesFile = Annotated[
@@ -71,6 +72,8 @@ def train(
     from lychee_sgl.bench.machine import describe
 
     with _errors():
+        for path in (out, record or out):
+            _check(path)
         from lychee_sgl.memory.gate_features import NAMES, OF_WORDS
         from lychee_sgl.memory.gate_fit import fit, judged
 
@@ -113,11 +116,25 @@ def evaluate(
         found = load(gate)
         if not isinstance(found, Classifier):
             raise ValueError(f"gate is {gate!r}; allowed: a file or a name: a number is measured beside every gate")
+        _check(out)
         about = describe()
         asked = {"train": blocks, "held-out": held_out}
         kept = features or out.with_suffix(".jsonl")
         rows, name = _collected(kept, asked, seed, engine_url, model, engine_arg or [], accelerator=accelerator)
         _measured(found, rows, recall, {**about, "served": name, "seed": seed}, out)
+
+
+def _check(out: Path) -> None:
+    """Finds what would fail only when the engine has been asked for minutes.
+
+    Raises:
+        ModuleNotFoundError: what fits and measures is not installed.
+        ValueError: there is no such folder.
+    """
+    import scipy.optimize  # noqa: F401
+
+    if not out.parent.is_dir():
+        raise ValueError(f"{out} is in no folder; allowed: a file in a folder that exists")
 
 
 def _collected(

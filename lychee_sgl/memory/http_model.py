@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _SECONDS: Final = 600.0
+_MARK: Final = "(here stands the message)"
 
 
 class HttpModel:
@@ -28,6 +29,7 @@ class HttpModel:
         info = self._call("GET", "/lychee/info")
         self.name, self.window = str(info["model"]), int(info["context_window"])
         self.identity = self.name
+        self._templates: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def close(self) -> None:
         """Closes the connections."""
@@ -44,16 +46,26 @@ class HttpModel:
         return tokens
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """Applies the chat template, as the engine does for a chat; there and back through its tokenizer.
+        """Applies the chat template, as the engine does for a chat.
+
+        The engine gives its tokens: what they spell around the messages is kept, and the messages stand there as they
+        are, for not every tokeniser spells a text as it was.
 
         Raises:
             ModelFailed: the engine does not answer.
+            ValueError: its template does not keep a message as it is.
         """
-        kwargs = {"enable_thinking": False}
-        body = {"model": self.name, "messages": [dict(message) for message in messages], "chat_template_kwargs": kwargs}
-        tokens = self._call("POST", "/tokenize", body)["tokens"]
-        back = {"model": self.name, "tokens": tokens, "skip_special_tokens": False}
-        return str(self._call("POST", "/detokenize", back)["text"])
+        roles = tuple(message["role"] for message in messages)
+        if roles not in self._templates:
+            marked = [{"role": role, "content": _MARK} for role in roles]
+            body = {"model": self.name, "messages": marked, "chat_template_kwargs": {"enable_thinking": False}}
+            back = {"tokens": self._call("POST", "/tokenize", body)["tokens"], "skip_special_tokens": False}
+            around = str(self._call("POST", "/detokenize", {"model": self.name, **back})["text"]).split(_MARK)
+            if len(around) != len(roles) + 1:
+                raise ValueError("the model's chat template repeats or drops a message: it cannot read block by block")
+            self._templates[roles] = tuple(around)
+        first, *behind = self._templates[roles]
+        return first + "".join(m["content"] + text for m, text in zip(messages, behind, strict=True))
 
     async def generate(
         self, tokens: Sequence[int], *, max_tokens: int, score_from: int | None = None, stop: str | None = None

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from lychee_sgl.heads.haystack import Haystack
-from lychee_sgl.memory import gate_collect, gate_fit
+from lychee_sgl.memory import gate_collect, gate_fit, http_model
+from lychee_sgl.memory.cli import app
+from lychee_sgl.memory.gate import Classifier, load
 from lychee_sgl.memory.gate_collect import Features, collect
 from lychee_sgl.memory.gate_examples import EARLY, NEEDED, NOT_NEEDED, SPLITS, WORLDS, sample
 from lychee_sgl.memory.gate_features import NAMES, OF_WORDS
@@ -148,3 +151,62 @@ def test_numbers_by_hand() -> None:
         threshold_for(scores, right, 0)
     with pytest.raises(ValueError, match="the train blocks are too few"):
         judged([], "train")
+
+
+def run(*words: str) -> Any:
+    return CliRunner().invoke(app, ["gate", *words])
+
+
+def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_collect, "text_of", lambda split: TEXT)
+    monkeypatch.setattr(gate_fit, "RESAMPLES", 20)
+    words = tuple(word for world in WORLDS.values() for word in world.names)
+
+    def served(address: str) -> ScriptedModel:
+        assert address == "http://engine"
+        model = model_of(words)
+        model.close = lambda: None  # type: ignore[attr-defined]
+        return model
+
+    monkeypatch.setattr(http_model, "HttpModel", served)
+    out, few = tmp_path / "gate.json", ("--blocks", "12", "--held-out", "12", "--engine-url", "http://engine")
+    result = run("train", "--out", str(out), *few)
+    assert result.exit_code == 0, result.output
+    gate = load(str(out))
+    assert isinstance(gate, Classifier)
+    assert (gate.model, gate.made["blocks"], len(gate.weights)) == ("scripted", 12, len(NAMES))
+    record = json.loads((tmp_path / "gate.measured.json").read_text())
+    assert (record["kind"], record["blocks"], record["gate"]) == ("memory-gate", 12, gate.to_dict())
+    assert (tmp_path / "gate.measured.png").exists()
+    result = run(
+        "train",
+        "--out",
+        str(tmp_path / "words.json"),
+        "--words-only",
+        "--features",
+        str(out.with_suffix(".jsonl")),
+        *few,
+    )
+    assert result.exit_code == 0, result.output
+    alone = load(str(tmp_path / "words.json"))
+    assert (alone.model, alone.needs_gain) == (None, False)
+    result = run(
+        "evaluate", str(out), "--out", str(tmp_path / "e.json"), "--features", str(out.with_suffix(".jsonl")), *few
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "e.json").read_text())["arms"] == record["arms"]
+
+
+def test_what_the_commands_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_collect, "text_of", lambda split: TEXT)
+    out = str(tmp_path / "gate.json")
+    for words, told in (
+        (("train", "--out", out, "--engine-url", "http://127.0.0.1:1"), "error: http://127.0.0.1:1/lychee/info: "),
+        (("train", "--out", str(tmp_path / "no" / "gate.json")), "allowed: a file in a folder that exists"),
+        (("evaluate", "1.2", "--out", out), "allowed: a file or a name"),
+        (("evaluate", "no-such", "--out", out), "'no-such' is no file, allowed"),
+    ):
+        result = run(*words)
+        assert (result.exit_code, told in result.output) == (1, True), result.output
+    assert run("train", "--out", out, "--recall", "1.5").exit_code == 2
+    assert not list(tmp_path.iterdir())
