@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -14,13 +15,16 @@ from lychee_sgl.heads.terminal import one_line_errors, say
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from lychee_sgl.compressor.reinforce import PlayReport
     from lychee_sgl.compressor.trainer import StepReport
 
 UNFINISHED: Final = 75
 """Exit status of a training that ran out of minutes: the same command with --resume goes on."""
 
+_LINE_SECONDS: Final = 10.0
+
 app = typer.Typer(
-    help="Train and evaluate a compressor: a few input embeddings that stand for a long text.",
+    help="Train, reinforce and evaluate a compressor: a few input embeddings that stand for a long text.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -40,9 +44,16 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Steps of the optimiser [default: those that fit]")] = None,
     batch: Annotated[int, typer.Option(help="Windows a step")] = 30,
     rate: Annotated[float, typer.Option(help="Learning rate")] = 1e-3,
+    sweep: Annotated[
+        list[float] | None, typer.Option(help="Rate for a pilot, of which the best is taken; repeatable")
+    ] = None,
+    pilot: Annotated[int, typer.Option(min=1, help="Steps for each rate of the pilot")] = 80,
     window: Annotated[int, typer.Option(help="Tokens that are compressed together")] = 512,
     ratio: Annotated[list[int] | None, typer.Option(help="Repeatable [default: 2, 4, 8, 16]")] = None,
-    rank: Annotated[int, typer.Option(help="Of the LoRA adapter")] = 64,
+    rank: Annotated[int, typer.Option(min=1, help="Of the LoRA adapter")] = 64,
+    reader_rank: Annotated[
+        int, typer.Option(min=0, help="Of an adapter for the reader, too; 0: it stays the model as it is")
+    ] = 0,
     target: Annotated[int, typer.Option(help="Tokens of a continuation")] = 128,
     text: Annotated[list[Path] | None, typer.Option(help="Text to train on, in addition; repeatable")] = None,
     package: Annotated[
@@ -60,17 +71,83 @@ def train(
 
         fixed = {} if steps is None else {"steps": steps}
         job = Job(
-            model=model, out=out, minutes=minutes, fit=steps is None,
+            model=model, out=out, minutes=minutes, fit=steps is None, sweep=tuple(sweep or ()), pilot=pilot,
             settings=TrainSettings(batch=batch, rate=rate, target=target, seed=seed, **fixed),
-            ratios=tuple(ratio or (2, 4, 8, 16)), window=window, rank=rank, text=tuple(text or ()),
+            ratios=tuple(ratio or (2, 4, 8, 16)), window=window, rank=rank, reader_rank=reader_rank,
+            text=tuple(text or ()),
             packages=None if package is None else tuple(package), device=device, resume=resume, command=_command(model),
         )  # fmt: skip
-        with _progress() as tell:
+        with _progress() as told:
+
+            def tell(report: "StepReport", steps: int) -> None:
+                losses = ", ".join(f"{name} {loss:.2f}" for name, loss in report.losses.items())
+                told(report.step + 1, steps, f"ratio {report.ratio}, {losses}", report.seconds)
+
             done = run(job, say=say, tell=tell)
-        if not done:
-            say(f"time is up; the same command with --resume goes on ({out})")
-            raise typer.Exit(UNFINISHED)
-        say(f"done: {out}")
+        _end(done, out)
+
+
+@app.command()
+def reinforce(
+    model: Model,
+    compressor: Annotated[Path, typer.Option(help="Folder of a training, where it starts; it stays as it is")],
+    out: Annotated[Path, typer.Option(help="Folder of the result; the state lies in it until all is done")],
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Stop after so long; without --steps, go on so long")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps [default: those that fit]")] = None,
+    direct: Annotated[bool, typer.Option("--direct", help="All rewards count, also where the answer is wrong")] = False,
+    loop: Annotated[
+        bool, typer.Option("--loop", help="Read window by window with notes, not all blocks at once")
+    ] = False,
+    ratio: Annotated[list[int] | None, typer.Option(help="Repeatable; a step draws one [default: 4]")] = None,
+    tasks: Annotated[int, typer.Option(help="Documents with a question, a step")] = 16,
+    group: Annotated[int, typer.Option(help="Trajectories of each")] = 8,
+    passes: Annotated[int, typer.Option(help="Updates over a step's trajectories")] = 2,
+    windows: Annotated[int, typer.Option(help="Of a document")] = 4,
+    two_hop: Annotated[float, typer.Option(help="Share of questions whose answer takes two facts")] = 0.5,
+    limit: Annotated[int, typer.Option(help="The most tokens that are said at a time")] = 16,
+    gate: Annotated[float, typer.Option(help="What the outcome has to reach for lower rewards to count")] = 1.0,
+    evidence: Annotated[float, typer.Option(help="Weight of this reward; the outcome's is 1")] = 0.2,
+    form: Annotated[float, typer.Option(help="Weight of the reward for coming to an end")] = 0.05,
+    rate: Annotated[float, typer.Option(help="Learning rate")] = 1e-4,
+    clip: Annotated[float, typer.Option(help="How far the likelihood ratio counts from 1")] = 0.2,
+    kl: Annotated[float, typer.Option(help="Weight of the divergence from the start")] = 0.0,
+    reader_rank: Annotated[int, typer.Option(help="Of the reader's adapter; 0: the compressor learns alone")] = 16,
+    questions: Annotated[int, typer.Option(help="Held-out ones, before and after")] = 300,
+    text: Annotated[list[Path] | None, typer.Option(help="Text for documents, in addition; repeatable")] = None,
+    package: Annotated[
+        list[str] | None, typer.Option(help="Installed package whose docstrings are read; repeatable [default: some]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of tasks, sampling and the adapter's first weights")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the state stands")] = False,
+    device: Device = None,
+) -> None:
+    """Train compressor and reader together on the outcome; exit status 75: time was up, --resume goes on."""
+    with one_line_errors():
+        from lychee_sgl.compressor.corpus import PACKAGES
+        from lychee_sgl.compressor.reinforce_run import ReinforceJob
+        from lychee_sgl.compressor.reinforce_run import reinforce as run
+        from lychee_sgl.compressor.settings import ReinforceSettings
+
+        settings = ReinforceSettings(
+            ratios=tuple(ratio or (4,)), tasks=tasks, group=group, passes=passes, windows=windows, two_hop=two_hop,
+            limit=limit, loop=loop, gated=not direct, gate=gate, evidence=evidence, form=form, rate=rate, clip=clip,
+            kl=kl, reader_rank=reader_rank, seed=seed,
+        )  # fmt: skip
+        job = ReinforceJob(
+            model=model, compressor=compressor, out=out, settings=settings, steps=steps, minutes=minutes,
+            questions=questions, text=tuple(text or ()), packages=PACKAGES if package is None else tuple(package),
+            device=device, resume=resume, command=_command(model),
+        )  # fmt: skip
+        with _progress() as told:
+
+            def tell(report: "PlayReport", steps: int) -> None:
+                rewards = ", ".join(f"{name} {value:.2f}" for name, value in report.rewards.items())
+                told(report.step + 1, steps, f"ratio {report.ratio}, {rewards}", report.seconds)
+
+            done = run(job, say=say, tell=tell)
+        _end(done, out)
 
 
 @app.command()
@@ -80,6 +157,9 @@ def evaluate(
     windows: Annotated[int, typer.Option(help="Windows of held-out text to reconstruct")] = 64,
     questions: Annotated[int, typer.Option(help="Questions about facts in held-out text")] = 300,
     seed: Annotated[int, typer.Option(help="Of both")] = 0,
+    reader: Annotated[
+        bool, typer.Option("--reader", help="Read with the reader's adapter of a reinforcement, not the plain model")
+    ] = False,
     device: Device = None,
 ) -> None:
     """Measure a compressor at its ratios against an untrained one, truncation, no text and all of it."""
@@ -88,36 +168,47 @@ def evaluate(
 
         measure(
             model, compressor, windows=windows, questions=questions, seed=seed, device=device, command=_command(model),
-            say=say,
+            say=say, reader=reader,
         )  # fmt: skip
         say(f"written: {compressor / EVALUATION}")
 
 
 @app.command()
 def plot(
-    record: Annotated[Path, typer.Argument(help="training.json of a compressor")],
+    records: Annotated[
+        list[Path], typer.Argument(help="training.json of a compressor, or one or more reinforcement.json")
+    ],
     png: Annotated[Path, typer.Option(help="Where the picture goes")],
+    table: Annotated[Path | None, typer.Option(help="Of reinforcements: where before and after go, as JSON")] = None,
 ) -> None:
-    """Draw a training's curves."""
+    """Draw a training's curves, or those of reinforcements, and say what each changed."""
     with one_line_errors():
         from lychee_sgl.compressor.picture import save_png
 
-        save_png(record, png)
+        save_png(records, png, table=table, say=say)
         say(f"drawn: {png}")
 
 
 def _command(model: Path) -> str:
     """This call without what only this machine knows: the path to the model."""
     words = [model.resolve().name if word == str(model) else word for word in sys.argv[1:]]
+    words = [Path(word).name if Path(word).is_absolute() else word for word in words]
     program = (
         Path(sys.argv[0]).name == "__main__.py"
     )  # python -m lychee_sgl.compressor, which takes no word `compressor`
     return shlex.join(["lychee-sgl", *(["compressor"] if program else []), *words])
 
 
+def _end(done: bool, out: Path) -> None:
+    if not done:
+        say(f"time is up; the same command with --resume goes on ({out})")
+        raise typer.Exit(UNFINISHED)
+    say(f"done: {out}")
+
+
 @contextmanager
-def _progress() -> "Iterator[Callable[[StepReport, int], None]]":
-    """A bar with losses and time left in a terminal; else a line every fiftieth of the way."""
+def _progress() -> "Iterator[Callable[[int, int, str, float], None]]":
+    """Told steps done, steps in all, what the last one showed and its seconds: a bar in a terminal, else some lines."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
@@ -127,13 +218,18 @@ def _progress() -> "Iterator[Callable[[StepReport, int], None]]":
     )  # fmt: skip
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("steps", total=None, told="")
+        began = last = time.monotonic()
+        first = 0
 
-        def tell(report: "StepReport", steps: int) -> None:
-            losses = ", ".join(f"{name} {loss:.2f}" for name, loss in report.losses.items())
-            done = report.step + 1
-            bar.update(task, completed=done, total=steps, told=losses)
-            if not console.is_terminal and (done % max(1, steps // 50) == 0 or done == steps):
-                line = f"step {done} of {steps}: ratio {report.ratio}, {losses}, {report.seconds:.2f} s"
+        def tell(done: int, steps: int, told: str, seconds: float) -> None:
+            nonlocal last, first
+            first = first or done - 1  # of those that were done before a resumption the pace is not known
+            bar.update(task, completed=done, total=steps, told=told)
+            now = time.monotonic()
+            if not console.is_terminal and (now - last >= _LINE_SECONDS or done in (1, steps)):
+                last = now
+                left = (now - began) / (done - first) * (steps - done)
+                line = f"step {done} of {steps}: {told}, {seconds:.2f} s; {left / 60:.1f} minutes left"
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
 
         yield tell

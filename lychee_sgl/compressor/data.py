@@ -99,13 +99,13 @@ class Samples:
         Raises:
             ValueError: there is too little text.
         """
-        self._tokenizer, self._window, self._settings = tokenizer, window, settings
-        self._facts, self._names, self._words = tuple(facts), tuple(names), tuple(words)
+        self.tokenizer, self.window, self._settings = tokenizer, window, settings
+        self.facts, self.names, self.words = tuple(facts), tuple(names), tuple(words)
         joined = tokenizer("\n\n".join(text), add_special_tokens=False, verbose=False)["input_ids"]
         self.tokens: list[int] = list(joined)
         if len(self.tokens) < 2 * window + settings.target:
             raise ValueError(f"the text has {len(self.tokens)} tokens; allowed: {2 * window + settings.target} or more")
-        self._repeat = self._chat(_REPEAT)
+        self._repeat = self.chat(_REPEAT)
 
     def batch(self, step: int) -> list[Sample]:
         """A step's samples, a third for each task."""
@@ -114,7 +114,7 @@ class Samples:
 
     def sample(self, task: str, draw: Random) -> Sample:
         """One sample of a task."""
-        window, target = self._window, self._settings.target
+        window, target = self.window, self._settings.target
         at = draw.randrange(len(self.tokens) - window - target)
         raw = tuple(self.tokens[at : at + window])
         if task == "reconstruct":
@@ -126,38 +126,58 @@ class Samples:
 
     def _question(self, raw: tuple[int, ...], draw: Random) -> Sample:
         """A window with facts in it, and a question about one; the beginning of the answer is given."""
-        count = draw.randint(1, min(self._settings.facts, len(self._names)))
+        count = draw.randint(1, min(self._settings.facts, len(self.names)))
         asked, told = None, []
-        for name in draw.sample(self._names, count):
-            fact, question = draw.choice(self._facts)
-            digits = not self._words or draw.random() < 0.5
-            value = str(draw.randrange(1_000_000, 10_000_000)) if digits else " ".join(draw.sample(self._words, 2))
-            told.append(self._ids(f"{fact.format(name=name)} {value}.\n\n"))
+        for name in draw.sample(self.names, count):
+            fact, question = draw.choice(self.facts)
+            value = self.value(draw)
+            told.append(self.ids(f"{fact.format(name=name)} {value}.\n\n"))
             asked = asked or (fact.format(name=name), question.format(name=name), value)
         assert asked is not None
-        if len(told[0]) > self._window:
-            raise ValueError(f"window is {self._window}; allowed: {len(told[0])} or more, for a fact to stand in it")
-        while sum(map(len, told)) > self._window:
-            told.pop()  # never the first, which is asked for
-        filler = list(raw[: self._window - sum(map(len, told))])
-        draw.shuffle(told)
-        pieces: list[int] = []
-        at = 0
-        for place, fact_ids in zip(sorted(draw.randrange(len(filler) + 1) for _ in told), told, strict=True):
-            pieces += [*filler[at:place], *fact_ids]
-            at = place
+        window = bury(draw, raw, told)
         stem, question, value = asked
-        before, after = self._chat(question)
-        window = (*pieces, *filler[at:])
-        return Sample("answer", window, before, (*after, *self._ids(stem)), tuple(self._ids(f" {value}")))
+        before, after = self.chat(question)
+        return Sample("answer", window, before, (*after, *self.ids(stem)), tuple(self.ids(f" {value}")))
 
-    def _chat(self, question: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def value(self, draw: Random) -> str:
+        """What a fact ends in."""
+        digits = not self.words or draw.random() < 0.5
+        return str(draw.randrange(1_000_000, 10_000_000)) if digits else " ".join(draw.sample(self.words, 2))
+
+    def chat(self, question: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The chat template around a document, as tokens in front of it and behind it, up to the answer."""
         message = [{"role": "user", "content": f"{_MARK}\n\n{question}"}]
-        text = self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        text = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
         before, _, after = text.partition(_MARK)
-        return tuple(self._ids(before)), tuple(self._ids(after))
+        return tuple(self.ids(before)), tuple(self.ids(after))
 
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+    def ids(self, text: str) -> list[int]:
+        """Tokens of a text."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
+
+
+def bury(draw: Random, raw: Sequence[int], told: Sequence[list[int]]) -> tuple[int, ...]:
+    """A window as long as it was, with facts at places that are drawn; none is broken.
+
+    Args:
+        draw: of places and order.
+        raw: tokens of the window; the last ones make room.
+        told: facts as tokens; the first stands in it for certain, of the others those that fit.
+
+    Raises:
+        ValueError: the first does not fit.
+    """
+    window, told = len(raw), list(told)
+    if told and len(told[0]) > window:
+        raise ValueError(f"window is {window}; allowed: {len(told[0])} or more, for a fact to stand in it")
+    while sum(map(len, told)) > window:
+        told.pop()
+    filler = list(raw[: window - sum(map(len, told))])
+    draw.shuffle(told)
+    pieces: list[int] = []
+    at = 0
+    for place, fact in zip(sorted(draw.randrange(len(filler) + 1) for _ in told), told, strict=True):
+        pieces += [*filler[at:place], *fact]
+        at = place
+    return (*pieces, *filler[at:])

@@ -4,18 +4,21 @@ One memory token stands after every `ratio` raw tokens. The adapted model reads 
 of its raw tokens' input embeddings plus a linear map of its last hidden state, normed, at the scale of embeddings. The
 map begins as zero, so an untrained compressor gives mean embeddings. The reader is the frozen model itself, without the
 adapter: blocks take the place of token embeddings in its input, which is what stock SGLang can be given (DESIGN.md
-section 14).
+section 14). Reinforcement gives the reader an adapter of its own on the same model.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -25,11 +28,13 @@ from lychee_sgl.compressor.settings import CompressorShape
 from lychee_sgl.heads.checks import write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 SCHEMA: Final = "lychee-sgl/compressor"
 PARTS: Final = ("memory", "readout")
+READER: Final = "reader"
+"""Name of the reader's adapter, and of its folder in a compressor's."""
 _TARGETS: Final = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -59,8 +64,7 @@ class Compressor(nn.Module):
         if adapter is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                config = LoraConfig(r=shape.rank, lora_alpha=2 * shape.rank, target_modules=_TARGETS, bias="none")
-                self.model: Any = get_peft_model(model, config)
+                self.model: Any = get_peft_model(model, _lora(shape.rank))
         else:
             self.model = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
         table = self.model.get_input_embeddings().weight
@@ -70,6 +74,12 @@ class Compressor(nn.Module):
         self.readout = nn.Parameter(torch.zeros(shape.hidden, shape.hidden, device=table.device))
         # so that a step of Adam moves a block by a small share of an embedding, whatever the model's scales are
         self.scale = float(table.detach().float().std()) / math.sqrt(shape.hidden)
+        self._adapted = [layer for layer in self.model.modules() if isinstance(layer, BaseTunerLayer)]
+
+    @property
+    def has_reader(self) -> bool:
+        """Whether the reader has an adapter of its own."""
+        return READER in self.model.peft_config
 
     @property
     def device(self) -> torch.device:
@@ -105,7 +115,7 @@ class Compressor(nn.Module):
         raw = self.embed(tokens).unflatten(1, (count // ratio, ratio))
         memory = self.memory[place].to(raw.dtype).expand(rows, count // ratio, 1, -1)
         mixed = torch.cat((raw, memory), 2).flatten(1, 2)
-        hidden = self._backbone()(inputs_embeds=mixed, use_cache=False).last_hidden_state
+        hidden = self.backbone()(inputs_embeds=mixed, use_cache=False).last_hidden_state
         last = hidden.unflatten(1, (count // ratio, ratio + 1))[:, :, -1]
         last = last.to(self.readout.dtype)
         last = last * torch.rsqrt(last.square().mean(-1, keepdim=True) + 1e-6)
@@ -135,10 +145,56 @@ class Compressor(nn.Module):
             parts = [self(window.unsqueeze(0), ratio)[0] for window in ids.split(self.shape.window)]
         return torch.cat(parts)
 
+    def add_reader(self, rank: int = 16, *, seed: int = 0, adapter: Path | None = None) -> None:
+        """Give the reader an adapter; a new one changes nothing before it is trained.
+
+        Args:
+            rank: of a new adapter.
+            seed: of its first weights.
+            adapter: folder of a trained one; None: a new one.
+
+        Raises:
+            ValueError: there is one already, or the folder holds none for this model.
+        """
+        if self.has_reader:
+            raise ValueError("the reader has an adapter; allowed: one")
+        if adapter is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self.model.add_adapter(READER, _lora(rank))
+        else:
+            try:
+                self.model.load_adapter(str(adapter), READER, is_trainable=True, torch_device=str(self.device))
+            except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+                raise ValueError(
+                    f"reader is {adapter}; allowed: a folder with an adapter for this model ({error})"
+                ) from error
+        self.to(self.device)
+        self._train_all()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """In it the backbone is the reader: the model with the reader's adapter if there is one, else without any."""
+        own = self.has_reader
+        for layer in self._adapted:
+            if own:
+                layer.set_adapter([READER])
+            else:
+                layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in self._adapted:
+                if own:
+                    layer.set_adapter(["default"])
+                else:
+                    layer.enable_adapters(True)
+            self._train_all()
+
     def read(self, embedded: torch.Tensor) -> torch.Tensor:
-        """Last hidden states of the frozen model over input embeddings [B, n, hidden]."""
-        with self.model.disable_adapter():
-            hidden: torch.Tensor = self._backbone()(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        """Last hidden states of the reader over input embeddings [B, n, hidden]."""
+        with self.reading():
+            hidden: torch.Tensor = self.backbone()(inputs_embeds=embedded, use_cache=False).last_hidden_state
         return hidden
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -150,6 +206,8 @@ class Compressor(nn.Module):
         """Write adapter, memory tokens and readout; the description last, so a folder without one is no compressor."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "compressor.json").unlink(missing_ok=True)
+        if not self.has_reader:  # another compressor's
+            shutil.rmtree(folder / READER, ignore_errors=True)
         self.model.save_pretrained(str(folder))
         (folder / "README.md").unlink(missing_ok=True)  # a model card without a word of its own
         parts = {name: getattr(self, name).detach().cpu().contiguous() for name in PARTS}
@@ -157,9 +215,19 @@ class Compressor(nn.Module):
         told = {"schema": SCHEMA, "version": 1, "shape": asdict(self.shape)}
         write_text(folder / "compressor.json", json.dumps(told, indent=1) + "\n")
 
-    def _backbone(self) -> Any:
-        """The transformer without its head; the adapter is inside it."""
+    def backbone(self) -> Any:
+        """The transformer without its head; the adapters are inside it."""
         return self.model.get_base_model().model
+
+    def _train_all(self) -> None:
+        """Every adapter takes gradients: switching one off takes them from its weights, even for a graph that is."""
+        for name, value in self.model.named_parameters():
+            if "lora_" in name:
+                value.requires_grad_(True)
+
+
+def _lora(rank: int) -> LoraConfig:
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_TARGETS, bias="none")
 
 
 def load_base(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:

@@ -98,3 +98,80 @@ class TrainSettings:
     def as_dict(self) -> dict[str, Any]:
         """For records and identities."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReinforceSettings:
+    """How compressor and reader are trained on the outcome.
+
+    Attributes:
+        steps: of which each plays `tasks` times `group` trajectories.
+        tasks: documents with a question, a step.
+        group: trajectories of a task.
+        passes: updates over a step's trajectories.
+        ratios: of which a step draws one.
+        windows: of a document.
+        others: facts of a document that nobody asks about.
+        two_hop: share of the tasks whose answer takes two facts.
+        limit: the most tokens that are said in a conversation.
+        loop: read window by window with notes; else all blocks at once.
+        gated: lower rewards count behind the gates; else all do.
+        gate: what the outcome has to reach for lower rewards to count.
+        evidence: weight of that reward; the outcome's is 1.
+        form: weight of the reward `format`.
+        clip: how far the likelihood ratio counts from 1.
+        kl: weight of the divergence from the start.
+        norm: the longest gradient.
+        rate: AdamW's learning rate, after a warm-up.
+        warmup: steps that it rises.
+        reader_rank: of the reader's adapter; 0: none, the compressor learns alone.
+        seed: of everything that is drawn.
+    """
+
+    steps: int = 300
+    tasks: int = 16
+    group: int = 8
+    passes: int = 2
+    ratios: tuple[int, ...] = (4,)
+    windows: int = 4
+    others: int = 3
+    two_hop: float = 0.5
+    limit: int = 16
+    loop: bool = False
+    gated: bool = True
+    gate: float = 1.0
+    evidence: float = 0.2
+    form: float = 0.05
+    clip: float = 0.2
+    kl: float = 0.0
+    norm: float = 1.0
+    rate: float = 1e-4
+    warmup: int = 10
+    reader_rank: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low in (
+            ("steps", 1), ("tasks", 1), ("group", 2), ("passes", 1), ("windows", 1), ("others", 1), ("limit", 1),
+            ("warmup", 0), ("reader_rank", 0),
+        ):  # fmt: skip
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: {low} or more")
+        for name in ("clip", "norm", "rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: a number above 0")
+        for name in ("kl", "evidence", "form"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: a number from 0 on")
+        if not 0 <= self.two_hop <= 1 or not 0 < self.gate <= 1:
+            raise ValueError(f"two_hop is {self.two_hop}, gate {self.gate}; allowed: shares, the gate's above 0")
+        if not self.ratios:
+            raise ValueError("ratios is (); allowed: one or more of the compressor's")
+
+    def factor(self, step: int) -> float:
+        """Of the learning rate in a step, from 0."""
+        return min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For records and identities."""
+        return asdict(self)

@@ -7,46 +7,24 @@ the trained weights, AdamW's moments and the step.
 
 from __future__ import annotations
 
-import math
 import time
+from collections import Counter
 from dataclasses import dataclass
-from pickle import UnpicklingError
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lychee_sgl.compressor.course import FAR, Course
+from lychee_sgl.compressor.parts import Parts
 from lychee_sgl.compressor.reader import read, task_losses
-from lychee_sgl.heads.train.checkpoint import load_checkpoint, save_checkpoint
+from lychee_sgl.compressor.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Sequence
 
-    from lychee_sgl.compressor.data import Samples
+    from lychee_sgl.compressor.data import Sample, Samples
     from lychee_sgl.compressor.model import Compressor
-    from lychee_sgl.compressor.settings import TrainSettings
-
-_FAR = 1_000_000_000
-"""Steps from here on are no training's: their samples are used to take the time."""
-
-
-def planned_steps(path: Path) -> int:
-    """How many steps the training of a state is to have.
-
-    Raises:
-        ValueError: it is no state of a training.
-        OSError: it cannot be read.
-    """
-    try:
-        steps: int = torch.load(path, map_location="cpu", weights_only=True)["identity"]["steps"]
-    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, UnpicklingError) as error:
-        raise ValueError(f"{path} is not a checkpoint: {' '.join(str(error).split())[:200]}") from error
-    return steps
-
-
-class TrainingError(ValueError):
-    """A training that cannot go on; the message names the step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +44,8 @@ class StepReport:
     seconds: float
 
 
-class Trainer:
-    """One training of a compressor."""
+class Trainer(Course[TrainSettings, StepReport]):
+    """One training of a compressor. A row of its history: ratio, seconds, then the losses in the order of `TASKS`."""
 
     def __init__(
         self, compressor: Compressor, samples: Samples, settings: TrainSettings, identity: dict[str, Any]
@@ -80,114 +58,61 @@ class Trainer:
             settings: how.
             identity: what else has to agree for a state to go on: model and text.
         """
-        self.compressor, self.samples, self.settings = compressor, samples, settings
-        self._trained = compressor.trained()
-        self._adam = torch.optim.AdamW(self._trained.values(), lr=settings.rate, betas=(0.9, 0.95), weight_decay=0.0)
-        self._identity = {**settings.as_dict(), "shape": repr(compressor.shape), **identity}
-        self.step = 0
-        self.history: list[list[float]] = []  # ratio, seconds, then the losses in the order of TASKS
+        super().__init__(compressor, settings, identity)
+        self.samples = samples
+        self._parts: Parts[Sample, dict[str, float]] = Parts(settings.batch)
 
-    def run(
-        self,
-        *,
-        state: Path | None = None,
-        every: int = 200,
-        until: float | None = None,
-        tell: Callable[[StepReport], None] = lambda report: None,
-    ) -> bool:
-        """Train on.
-
-        Args:
-            state: where the state goes, or None.
-            every: steps between two states.
-            until: a time of `time.monotonic` at which to stop.
-            tell: told about each step.
-
-        Returns:
-            Whether the last step is done; if not, the state is saved.
-
-        Raises:
-            TrainingError: the loss or its gradient is no number; what was saved before stays.
-        """
-        saved = False
-        while self.step < self.settings.steps and (until is None or time.monotonic() < until):
-            report = self._step()
-            self.history.append(
-                [report.ratio, round(report.seconds, 4), *(round(v, 5) for v in report.losses.values())]
-            )
-            self.step += 1
-            saved = state is not None and self.step % every == 0
-            if state is not None and saved:
-                self.save(state)
-            tell(report)
-        if state is not None and not saved:
-            self.save(state)
-        return self.step >= self.settings.steps
+    def ratio(self, step: int) -> int:
+        """The ratio of a step."""
+        return Random(f"lychee-sgl ratio {self.settings.seed} {step}").choice(self.compressor.shape.ratios)
 
     def pace(self, rounds: int = 3) -> float:
         """Seconds a step takes here, a mean over all ratios; nothing is trained."""
         taken = []
         for number in range(rounds):
             for ratio in self.compressor.shape.ratios:
-                started = time.perf_counter()
-                loss = sum(self._losses(_FAR + number, ratio).values())
-                assert isinstance(loss, torch.Tensor)
-                loss.backward()
-                float(loss.detach())  # waits for the device
+                began = time.perf_counter()
+                self._losses(self.samples.batch(FAR + number), ratio)
+                if self.compressor.device.type == "cuda":
+                    torch.cuda.synchronize(self.compressor.device)
                 if number or rounds == 1:
-                    taken.append(time.perf_counter() - started)
-        self._adam.zero_grad(set_to_none=True)
+                    taken.append(time.perf_counter() - began)
+        self._forget()
         return sum(taken) / len(taken)
 
-    def save(self, path: Path) -> None:
-        """Write the state between two steps."""
-        save_checkpoint(path, {
-            "identity": self._identity,
-            "step": self.step,
-            "trained": {name: value.detach() for name, value in self._trained.items()},
-            "adam": self._adam.state_dict(),
-            "history": self.history,
-        })  # fmt: skip
-
-    def resume(self, path: Path) -> None:
-        """Go on from a saved state.
-
-        Raises:
-            ValueError: it is not a state of this training.
-            OSError: it cannot be read.
-        """
-        kept = load_checkpoint(path, self._identity)
+    def held_out_loss(self, rounds: int = 4) -> float:
+        """Mean loss over all tasks and ratios on samples that no training draws."""
+        losses = []
         with torch.no_grad():
-            for name, value in self._trained.items():
-                value.copy_(kept["trained"][name])
-        self._adam.load_state_dict(kept["adam"])
-        self.step, self.history = kept["step"], kept["history"]
+            for number in range(rounds):
+                for ratio in self.compressor.shape.ratios:
+                    losses += list(self._losses(self.samples.batch(2 * FAR + number), ratio, learn=False).values())
+        return sum(losses) / len(losses)
 
-    def ratio(self, step: int) -> int:
-        """The ratio of a step."""
-        return Random(f"lychee-sgl ratio {self.settings.seed} {step}").choice(self.compressor.shape.ratios)
-
-    def _losses(self, step: int, ratio: int) -> dict[str, torch.Tensor]:
-        batch = self.samples.batch(step)
+    def _losses(self, batch: Sequence[Sample], ratio: int, *, learn: bool = True) -> dict[str, float]:
+        """The mean loss of each task; `learn`: adds the gradient of their mean to what stands there."""
+        tokens = Counter(sample.task for sample in batch for _ in sample.target)
         device = self.compressor.device
-        tokens = torch.tensor([sample.window for sample in batch], device=device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-            blocks = self.compressor(tokens, ratio)
-            return task_losses(read(self.compressor, batch, list(blocks)), batch)
 
-    def _step(self) -> StepReport:
+        def part(some: Sequence[Sample]) -> dict[str, float]:
+            windows = torch.tensor([sample.window for sample in some], device=device)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+                blocks = self.compressor(windows, ratio)
+                losses = task_losses(read(self.compressor, some, list(blocks)), some)
+            here = Counter(sample.task for sample in some for _ in sample.target)
+            shares = {task: loss * (here[task] / tokens[task]) for task, loss in losses.items()}
+            if learn:
+                (torch.stack(list(shares.values())).sum() / len(tokens)).backward()
+            return {task: float(share.detach()) for task, share in shares.items()}
+
+        found = self._parts.run(batch, part, self._forget)
+        return {task: sum(one.get(task, 0.0) for one in found) for task in tokens}
+
+    def _advance(self) -> tuple[StepReport, list[float]]:
         started, ratio = time.perf_counter(), self.ratio(self.step)
-        losses = self._losses(self.step, ratio)
-        loss = torch.stack(list(losses.values())).mean()
-        self._adam.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = float(torch.nn.utils.clip_grad_norm_(self._trained.values(), self.settings.clip))
-        seen = {task: float(value.detach()) for task, value in losses.items()}
-        if not all(map(math.isfinite, (*seen.values(), norm))):
-            raise TrainingError(
-                f"step {self.step}: losses are {seen}, norm of the gradient {norm}; allowed: finite ones"
-            )
-        for group in self._adam.param_groups:
-            group["lr"] = self.settings.rate * self.settings.factor(self.step)
-        self._adam.step()
-        return StepReport(step=self.step, ratio=ratio, losses=seen, seconds=time.perf_counter() - started)
+        self._forget()
+        losses = self._losses(self.samples.batch(self.step), ratio)
+        self._descend(self.settings.clip, f"losses are {losses}", list(losses.values()))
+        seconds = time.perf_counter() - started
+        report = StepReport(step=self.step, ratio=ratio, losses=losses, seconds=seconds)
+        return report, [ratio, seconds, *losses.values()]

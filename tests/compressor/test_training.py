@@ -8,17 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from lychee_sgl.compressor import data
 from lychee_sgl.compressor.cli import UNFINISHED, app
 from lychee_sgl.compressor.corpus import held_out_text, training_text
+from lychee_sgl.compressor.course import TrainingError
 from lychee_sgl.compressor.data import Sample, Samples
 from lychee_sgl.compressor.evaluate import ARMS, BOUNDS, evaluate, held_out_samples, standing_for
 from lychee_sgl.compressor.model import Compressor
-from lychee_sgl.compressor.run import Job, measure, train
+from lychee_sgl.compressor.reader import read, task_losses
+from lychee_sgl.compressor.run import Job, measure, pilot, train
 from lychee_sgl.compressor.settings import TASKS, TrainSettings
-from lychee_sgl.compressor.trainer import Trainer, TrainingError
+from lychee_sgl.compressor.trainer import Trainer
 from tests.compressor.conftest import RATIOS, SETTINGS, TEXT, WINDOW
 
 
@@ -241,3 +244,65 @@ def test_steps_that_fit_are_kept_by_a_training_that_goes_on(folder: Path, tmp_pa
         train(Job(model=folder, out=tmp_path / "x", settings=settings, fit=True), say=said.append)
     with pytest.raises(ValueError, match="allowed: a folder that transformers reads"):
         measure(tmp_path, tmp_path, windows=2, questions=2)
+
+
+def test_a_pilot_picks_a_rate_that_learns_and_leaves_no_trace(compressor: Compressor, tokenizer: Any) -> None:
+    settings = TrainSettings(steps=1000, batch=3, target=8, facts=1, warmup=0.0)
+    samples = OneWindow(tokenizer, TEXT, window=8, settings=settings)
+    before = {name: value.clone() for name, value in compressor.trained().items()}
+    said: list[str] = []
+    best, found = pilot(compressor, samples, settings, (1e-6, 1.1e-6, 0.03), 25, said.append)
+    assert best == 0.03
+    assert list(found) == ["1e-06", "1.1e-06", "0.03"]
+    assert found["0.03"] < 0.99 * found["1e-06"]
+    assert len(said) == 3
+    assert all(torch.equal(value, before[name]) for name, value in compressor.trained().items())
+    assert pilot(compressor, samples, settings, (1.1e-6, 1e-6), 2, said.append)[0] == 1e-6  # as good: the lower one
+    with torch.no_grad():
+        compressor.readout.fill_(math.nan)
+    with pytest.raises(ValueError, match=r"sweep is 0\.01; allowed: a rate that keeps the loss finite"):
+        pilot(compressor, samples, settings, (0.01,), 2, said.append)
+    assert "step 0: losses are" in said[-1]
+
+
+def test_losses_and_gradients_of_parts_add_up_to_those_of_the_whole(compressor: Compressor, tokenizer: Any) -> None:
+    settings = TrainSettings(steps=1, batch=9, target=8, facts=1)
+    samples = Samples(tokenizer, TEXT, window=WINDOW, settings=settings)
+    trainer = Trainer(compressor, samples, settings, {})
+    seen = []
+    for rows in (9, 2):
+        trainer._parts.rows = rows
+        losses = trainer._losses(samples.batch(0), 4)
+        seen.append((losses, {name: value.grad for name, value in compressor.trained().items()}))
+        trainer._forget()
+    (whole, gradient), (parts, other) = seen
+    assert list(whole) == list(parts) == list(TASKS)
+    assert parts == pytest.approx(whole, rel=1e-5)
+    for name, value in gradient.items():
+        torch.testing.assert_close(other[name], value, atol=1e-6, rtol=1e-3)
+    batch = samples.batch(0)
+    with torch.no_grad():
+        blocks = compressor(torch.tensor([sample.window for sample in batch]), 4)
+        wanted = task_losses(read(compressor, batch, list(blocks)), batch)
+    assert whole == pytest.approx({task: float(loss) for task, loss in wanted.items()}, rel=1e-5)
+
+
+def test_a_reader_may_learn_with_its_compressor(folder: Path, tmp_path: Path) -> None:
+    settings = TrainSettings(steps=2, batch=3, target=8, facts=1, warmup=0.0)
+    job = Job(
+        model=folder, out=tmp_path / "made", settings=settings, ratios=RATIOS, window=WINDOW, rank=2, reader_rank=2,
+        sweep=(0.001, 0.01), pilot=1, packages=("rich",), device="cpu",
+    )  # fmt: skip
+    said: list[str] = []
+    assert train(job, say=said.append)
+    record = json.loads((tmp_path / "made" / "training.json").read_text())
+    assert set(record["pilot"]) == {"0.001", "0.01"}
+    assert record["settings"]["rate"] in (0.001, 0.01)
+    kept = load_file(tmp_path / "made" / "reader" / "adapter_model.safetensors")
+    assert any("lora_B" in name and value.any() for name, value in kept.items())
+    told = measure(folder, tmp_path / "made", windows=2, questions=2, reader=True)
+    assert told["reader"] == "adapter"
+    plain = Job(**{**{name: getattr(job, name) for name in Job.__slots__}, "reader_rank": 0, "sweep": ()})
+    assert train(plain, say=said.append)  # over a compressor that had a reader: that is gone, too
+    with pytest.raises(ValueError, match="allowed: a folder with an adapter for this model"):
+        measure(folder, tmp_path / "made", windows=2, questions=2, reader=True)

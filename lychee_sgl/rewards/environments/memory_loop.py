@@ -36,7 +36,7 @@ class MemoryTask:
     chunks: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if not self.answers or not self.chunks or not all(_plain(text) for text in (*self.answers, *self.evidence)):
+        if not self.answers or not self.chunks or not all(plain(text) for text in (*self.answers, *self.evidence)):
             raise ValueError("a memory task has no answer, no chunk, or an empty one; allowed: one or more of each")
 
 
@@ -135,14 +135,14 @@ class MemoryLoop:
 
     def _answered(self, task: MemoryTask, action: str) -> Step[MemoryTurn]:
         found = _ANSWER.findall(action)
-        said = _plain(found[0] if len(found) == 1 else action)
-        right = said in {_plain(answer) for answer in task.answers}
+        said = plain(found[0] if len(found) == 1 else action)
+        right = said in {plain(answer) for answer in task.answers}
         rewards = {"outcome": float(right), "format": float(len(found) == 1)}
         return step_of(self._turn(task), rewards, terminated=True, right=right)
 
     def _share(self, task: MemoryTask) -> float:
-        memory = _plain(self._memory)
-        return sum(_plain(text) in memory for text in task.evidence) / len(task.evidence) if task.evidence else 0.0
+        memory = plain(self._memory)
+        return sum(plain(text) in memory for text in task.evidence) / len(task.evidence) if task.evidence else 0.0
 
     def _turn(self, task: MemoryTask) -> MemoryTurn:
         chunk = task.chunks[self._read] if self._read < len(task.chunks) else None
@@ -198,6 +198,6 @@ def _fact_task(haystack: Haystack, draw: Random, chunks: int, chunk_words: int, 
     return MemoryTask(question=question, answers=(number,), evidence=evidence, chunks=tuple(pieces))
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Letters and digits in lower case, single spaces, no full stop at the end."""
     return " ".join(text.casefold().split()).rstrip(".")
