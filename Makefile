@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve demo bench doctor test test-here test-engines test-compat lint test-next install-next tools dashboards constraints clean
+.PHONY: help install serve demo bench doctor test test-here test-engines test-serving test-compat lint test-next install-next tools dashboards constraints clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PORT ?= 8000
@@ -45,17 +45,20 @@ lint: $(ENV)/.installed ## ruff, mypy, import rules
 	$(ENV)/bin/mypy
 	$(ENV)/bin/lint-imports --no-logo
 
-test: $(ENV)/.installed ## lint and all tests, those on real engines beside the others
-	+@$(MAKE) --no-print-directory -j2 test-here test-engines
+test: $(ENV)/.installed ## lint and all tests, two runs at a time
+	+@$(MAKE) --no-print-directory -j2 test-here test-engines test-serving
 
 test-here: lint # what starts no engine
 	$(call pytest,not gpu and not interpret and not engine)
 # Triton's interpreter has to be chosen before triton is imported, hence a run of its own.
 	$(call pytest,interpret,TRITON_INTERPRET=1)
 
-# An engine needs one processor, and whoever asks it mostly waits. Its lines come at the end, in one piece.
-test-engines: $(ENV)/.installed # what does
-	@status=0; ($(call pytest,engine and not gpu)) >$(ENV)/engines.log 2>&1 || status=$$?; cat $(ENV)/engines.log; exit $$status
+# An engine needs one processor, and whoever asks it mostly waits. Their lines come at the end, in one piece.
+test-engines: $(ENV)/.installed # what starts engines: those of tests/live alone
+	$(call quietly,engines,$(call pytest,engine and not gpu,,--ignore=tests/e2e))
+
+test-serving: $(ENV)/.installed # and those with a gateway
+	$(call quietly,serving,$(call pytest,engine and not gpu,,--ignore=tests/live))
 
 test-compat: $(COMPAT_ENV)/.installed ## LangChain, LiteLLM and guidellm against the gateway, in .venv-compat
 	$(COMPAT_ENV)/bin/pytest tests/compat $(ARGS)
@@ -100,7 +103,10 @@ $(COMPAT_ENV)/.installed: pyproject.toml
 	@touch $@
 
 # Tests with such marks; none at all is no failure, for ARGS may name tests of another kind.
-pytest = $(2) $(ENV)/bin/pytest -m '$(1)' $(ARGS) || [ $$? -eq 5 ]
+pytest = $(2) $(ENV)/bin/pytest -m '$(1)' $(3) $(ARGS) || [ $$? -eq 5 ]
+
+# A command whose lines are shown when it has ended.
+quietly = @status=0; ($(2)) >$(ENV)/$(1).log 2>&1 || status=$$?; cat $(ENV)/$(1).log; exit $$status
 
 # An environment with uv in it. Distributions that split off `ensurepip` get theirs from the outer pip.
 define bootstrap

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lychee_sgl.backend.correction import refusals
-from lychee_sgl.backend.plans import choose_plan, model_shape
+from lychee_sgl.backend.plans import ChosenPlan, choose_plan, model_shape
 from lychee_sgl.backend.ranks import Ranks
 from lychee_sgl.config import EngineConfig
 from lychee_sgl.heads.ranks import check_plan
@@ -29,11 +29,26 @@ def check_server_args(runner: Any) -> None:
     Raises:
         BackendRefused: names the setting, its value and what is allowed.
     """
-    args, model = runner.server_args, runner.model_config
-    refusals = (
+    _refuse(
         (runner.use_mla_backend, "models with multi-latent attention (MLA)"),
         (bool(runner.is_hybrid_swa) or bool(runner.sliding_window_size), "models with sliding-window attention"),
-        (model.is_encoder_decoder, "encoder-decoder models"),
+        (runner.model_config.is_encoder_decoder, "encoder-decoder models"),
+        (getattr(runner, "lychee", None) is not None, "a second attention backend in one model runner"),
+        *_argument_refusals(runner.server_args),
+        *_layer_refusals(runner),
+        *(_cpu_refusals(runner) if str(runner.device) == "cpu" else _gpu_refusals(runner)),
+    )
+
+
+def _refuse(*refusals: tuple[bool, str]) -> None:
+    for refused, what in refusals:
+        if refused:
+            raise BackendRefused(f"the attention backend lychee does not serve {what}")
+
+
+def _argument_refusals(args: Any) -> tuple[tuple[bool, str], ...]:
+    """What the arguments alone say."""
+    return (
         (args.speculative_algorithm is not None, f"--speculative-algorithm {args.speculative_algorithm}"),
         (args.enable_mixed_chunk, "--enable-mixed-chunk"),
         # their ranks have rows, or parts of a row's context, of their own; statistics are added up over equal rows
@@ -46,17 +61,11 @@ def check_server_args(runner: Any) -> None:
         (args.enable_two_batch_overlap, "--enable-two-batch-overlap"),
         # such a session keeps the slots of its answers for its next turn, sparse ones too
         (args.enable_streaming_session, "--enable-streaming-session"),
-        (getattr(runner, "lychee", None) is not None, "a second attention backend in one model runner"),
         # its requests never pass a prefill here, where budgets are read
         (args.disaggregation_mode == "decode", "--disaggregation-mode decode"),
         (args.get_attention_backends()[1] != "lychee", "prefill alone: --decode-attention-backend has to be lychee"),
         (args.enable_torch_compile, "--enable-torch-compile"),
-        *_layer_refusals(runner),
-        *(_cpu_refusals(runner) if str(runner.device) == "cpu" else _gpu_refusals(runner)),
     )
-    for refused, what in refusals:
-        if refused:
-            raise BackendRefused(f"the attention backend lychee does not serve {what}")
 
 
 def _layer_refusals(runner: Any) -> list[tuple[bool, str]]:
@@ -106,6 +115,41 @@ def _gpu_refusals(runner: Any) -> tuple[tuple[bool, str], ...]:
     )
 
 
+def _check_hooks() -> None:
+    from lychee_sgl.backend import hooks
+
+    missing = hooks.missing()
+    if missing:
+        raise BackendRefused(
+            f"the attention backend lychee needs hooks that could not be applied to this SGLang: {', '.join(missing)}"
+        )
+
+
+def _plan(config: EngineConfig, args: Any, model: Any, tp: int) -> ChosenPlan:
+    """The plan of an engine, checked against its model and its ranks."""
+    shape = model_shape(model.hf_text_config, args.model_path)
+    chosen = choose_plan(config.heads, shape, args.served_model_name)
+    check_plan(chosen.plan, tp, path=None if config.heads is None else str(config.heads))
+    return chosen
+
+
+def before_launch(args: Any) -> None:
+    """Refuses before any process starts and weights are read what can be told from arguments and files.
+
+    `create_backend` looks at it all again, in every scheduler.
+
+    Args:
+        args: SGLang's ServerArgs, complete.
+
+    Raises:
+        BackendRefused, PlanError, ConfigError: as `create_backend`.
+    """
+    if "lychee" in args.get_attention_backends():
+        _check_hooks()
+        _refuse(*_argument_refusals(args))
+        _plan(EngineConfig.from_env(), args, args.get_model_config(), args.tp_size)
+
+
 def create_backend(runner: Any) -> HybridHeads:
     """Makes the backend; SGLang calls it in every scheduler process that selected `lychee`.
 
@@ -118,13 +162,7 @@ def create_backend(runner: Any) -> HybridHeads:
         RanksDiffer: another rank of this engine has another plan or other settings.
         ConfigError: a setting has a value that is not allowed.
     """
-    from lychee_sgl.backend import hooks
-
-    missing = hooks.missing()
-    if missing:
-        raise BackendRefused(
-            f"the attention backend lychee needs hooks that could not be applied to this SGLang: {', '.join(missing)}"
-        )
+    _check_hooks()
     check_server_args(runner)
     config = EngineConfig.from_env()
     args = runner.server_args
@@ -136,9 +174,7 @@ def create_backend(runner: Any) -> HybridHeads:
     ranks = Ranks.of_this_process()
     if config.rival_policies and ranks.size > 1:
         raise BackendRefused(f"LYCHEE_RIVAL_POLICIES is 1, allowed with --tp-size {ranks.size}: 0")
-    shape = model_shape(runner.model_config.hf_text_config, args.model_path)
-    chosen = choose_plan(config.heads, shape, args.served_model_name)
-    check_plan(chosen.plan, ranks.size, path=None if config.heads is None else str(config.heads))
+    chosen = _plan(config, args, runner.model_config, ranks.size)
     backend: HybridHeads
     if str(runner.device) == "cpu":
         from lychee_sgl.backend.cpu_attention import LycheeCpuBackend

@@ -127,8 +127,16 @@ def before_release(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str
     return compat.keep_out_of_radix_cache(args, kwargs)
 
 
+def before_launch(args: Any) -> None:
+    """Looks at an engine's arguments before its processes start."""
+    from lychee_sgl.backend import factory
+
+    factory.before_launch(args)
+
+
 def _scheduler_hooks() -> list[Hook]:
     return [
+        Hook("sglang.srt.server_args.ServerArgs.check_server_args", before_launch, "before"),
         Hook("sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new", after_init_new, "after"),
         Hook("sglang.srt.model_executor.model_runner.ModelRunner.forward", around_forward, "around"),
         Hook("sglang.srt.mem_cache.common.release_kv_cache", before_release, "before"),

@@ -67,12 +67,12 @@ class Deployment:
         self.wait_for_line(r"^ready after \d+ s$", START_SECONDS)
         assert self.http.get("/readyz").status_code == 200
 
-    def wait_for_line(self, pattern: str, seconds: float) -> None:
-        """Wait until the launcher has said something; fails at once when it has ended."""
+    def wait_for_line(self, pattern: str, seconds: float, times: int = 1) -> None:
+        """Wait until the launcher has said something so often; fails at once when it has ended."""
 
         def said() -> bool:
             text = self.output.read_text()
-            found = re.search(pattern, text, re.MULTILINE) is not None
+            found = len(re.findall(pattern, text, re.MULTILINE)) >= times
             assert found or self.launcher.poll() is None, text
             return found
 

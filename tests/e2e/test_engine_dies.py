@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,8 @@ pytestmark = pytest.mark.engine
 
 STREAMS = 8
 END_SECONDS = 10.0
+RESTART = r"^the engine .*; starting it again in \d+ s"
+READY_AGAIN = r"^ready again after \d+ s$"
 
 
 class OpenStream:
@@ -75,7 +78,7 @@ def test_a_killed_engine_ends_every_stream_and_comes_back(deployment: Deployment
 
     _, left = psutil.wait_procs(old, timeout=END_SECONDS)
     assert left == []
-    deployment.wait_for_line(r"^ready again after \d+ s$", START_SECONDS)
+    deployment.wait_for_line(READY_AGAIN, START_SECONDS)
     assert deployment.http.get("/readyz").status_code == 200
     answer = deployment.ask("What is the capital of France?")
     assert "Paris" in answer.json()["choices"][0]["message"]["content"]
@@ -84,3 +87,16 @@ def test_a_killed_engine_ends_every_stream_and_comes_back(deployment: Deployment
     assert total(after, "lychee_engine_restarts_seen_total") == 1
     assert old.isdisjoint(deployment.engine_family())
     wait_for(lambda: deployment.gateway_samples()["lychee_requests_in_flight"] == 0, "no request is stuck", 5)
+
+
+def test_a_killed_scheduler_takes_its_engine_along_and_both_come_back(deployment: Deployment) -> None:
+    """What runs out of memory is the scheduler: SGLang's main process is left, and answers nobody."""
+    said = deployment.output.read_text()
+    restarts, ready = (len(re.findall(line, said, re.MULTILINE)) for line in (RESTART, READY_AGAIN))
+    scheduler = next(process for process in deployment.engine_family() if "scheduler" in process.name())
+    scheduler.kill()
+    deployment.wait_for_line(RESTART, 60, times=restarts + 1)
+    wait_for(lambda: deployment.http.get("/readyz").status_code == 503, "/readyz says so", 5)
+    assert deployment.http.get("/livez").status_code == 200
+    deployment.wait_for_line(READY_AGAIN, START_SECONDS, times=ready + 1)
+    assert "Paris" in deployment.ask("What is the capital of France?").json()["choices"][0]["message"]["content"]

@@ -9,6 +9,8 @@ from lychee_sgl import compat
 from lychee_sgl.backend import factory, hooks
 from lychee_sgl.backend.results import HostSteps
 from lychee_sgl.backend.summary import Step
+from lychee_sgl.heads.heuristic import heuristic_plan
+from lychee_sgl.heads.plan import ModelShape, PlanError
 
 
 @pytest.mark.parametrize(
@@ -163,6 +165,41 @@ def runner(**changes):
     server_args = SimpleNamespace(**args, get_attention_backends=lambda: args["backends"])
     served = SimpleNamespace(modules=lambda: [object(), *layers])
     return SimpleNamespace(server_args=server_args, model_config=model, model=served, **values)
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Arguments of an engine with a small Llama, as they are before its processes start."""
+    monkeypatch.setattr(hooks, "missing", list)
+    text = {
+        "architectures": ["LlamaForCausalLM"],
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+    }
+    args = runner().server_args
+    args.model_path, args.served_model_name, args.tp_size = "small", None, 1
+    args.get_model_config = lambda: SimpleNamespace(hf_text_config=SimpleNamespace(to_dict=lambda: text))
+    return args
+
+
+def test_what_arguments_and_files_tell_is_refused_before_any_process_starts(launched, tmp_path, monkeypatch) -> None:
+    hooks.before_launch(launched)
+    launched.enable_mixed_chunk = True
+    with pytest.raises(factory.BackendRefused, match="does not serve --enable-mixed-chunk"):
+        hooks.before_launch(launched)
+    launched.enable_mixed_chunk = False
+    plan = tmp_path / "plan.json"
+    heuristic_plan(ModelShape("other", "LlamaForCausalLM", 2, 4, 2, 64)).save(plan)
+    monkeypatch.setenv("LYCHEE_HEADS", str(plan))
+    with pytest.raises(PlanError, match=r"other \(LlamaForCausalLM: 2 layers, .*4 layers"):
+        hooks.before_launch(launched)
+    monkeypatch.setattr(hooks, "missing", lambda: ["sglang.a"])
+    with pytest.raises(factory.BackendRefused, match=r"could not be applied to this SGLang: sglang\.a"):
+        hooks.before_launch(launched)
+    launched.get_attention_backends = lambda: ("triton", "triton")
+    hooks.before_launch(launched)  # somebody else's engine
 
 
 def test_a_plain_model_is_served() -> None:

@@ -38,6 +38,13 @@ ARGS = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that waits for the start of two engines and for their answers takes minutes, on a loaded machine many."""
+    for item in items:
+        if "tests/live/" in str(item.path):
+            item.add_marker(pytest.mark.timeout(1800))
+
+
 @pytest.fixture(scope="session")
 def environ(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Sparse from the first decode step on, by the embedded model's plan as three ranks can share it."""
@@ -57,7 +64,7 @@ def lychee(tmp_path_factory: pytest.TempPathFactory, environ: dict[str, str]) ->
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # five processes that look for work all the time
 def ranks(tmp_path_factory: pytest.TempPathFactory, environ: dict[str, str]) -> Iterator[Client]:
     """The same on three ranks, which have one KV head of a layer each."""
     state = tmp_path_factory.mktemp("ranks")

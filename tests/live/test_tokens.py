@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -82,33 +82,37 @@ def plan(environ: dict[str, str]) -> HeadPlan:
     return HeadPlan.load(environ["LYCHEE_HEADS"])
 
 
-def check_mixed_batch(lychee: Client, plan: HeadPlan, allowed: float) -> None:
-    docs = [passage(2600 + 37 * i, seed=900 + i) for i in range(4)]
-    calls = [{"prompt": d, "budget": b, "tokens": 24} for d, b in zip(docs, BUDGETS, strict=True)]
-    lychee.flush()
-    alone = [lychee.generate(**call) for call in calls]
-    together = lychee.together(calls)
+def check_batch(
+    calls: list[dict[str, Any]], alone: list[Answer], together: list[Answer], plan: HeadPlan, allowed: float
+) -> None:
+    """The rows of a batch are what they are alone, near ties apart, and read what their budgets say."""
     ties = [near_tie(a, b, allowed) for a, b in zip(alone, together, strict=True)]
     logger.info("mixed batch: first differences %s", ties)
     assert all(tie is None or tie[0] for tie in ties), (ties, allowed)
     for call, answers in zip(calls, zip(alone, together, strict=True), strict=True):
         for answer in answers:
-            expected = expected_fraction(plan, len(call["prompt"]), 24, call["budget"])
+            expected = expected_fraction(plan, len(call["prompt"]), call["tokens"], call["budget"])
             assert answer.attended_fraction == pytest.approx(expected, rel=1e-12)
-    sparse = [answer for call, answer in zip(calls, together, strict=True) if call["budget"] != "dense"]
-    for answer in sparse:
-        recalls = [step[5] for step in answer.steps]
-        assert [i for i, recall in enumerate(recalls) if recall is not None] == list(range(0, 23, 4))
-        assert all(0 < recall <= 1 + 1e-9 for recall in recalls if recall is not None)
+            recalls = [step[5] for step in answer.steps]
+            if call["budget"] != "dense":
+                assert [at for at, recall in enumerate(recalls) if recall is not None] == list(range(0, 23, 4))
+                assert all(0 < recall <= 1 + 1e-9 for recall in recalls if recall is not None)
 
 
 def test_one_batch_with_four_budgets_before_and_after_hundreds_of_other_requests(
     lychee: Client, plan: HeadPlan, stock_answers: tuple[list[Answer], float]
 ) -> None:
     allowed = stock_answers[1]
-    check_mixed_batch(lychee, plan, allowed)
+    calls = [
+        {"prompt": passage(2600 + 37 * i, seed=900 + i), "budget": budget, "tokens": 24}
+        for i, budget in enumerate(BUDGETS)
+    ]
+    lychee.flush()
+    alone = [lychee.generate(**call) for call in calls]
+    check_batch(calls, alone, lychee.together(calls), plan, allowed)
     churn(lychee, CHURN)
-    check_mixed_batch(lychee, plan, allowed)
+    lychee.flush()
+    check_batch(calls, alone, lychee.together(calls), plan, allowed)
 
 
 def churn(lychee: Client, count: int) -> None:

@@ -107,11 +107,3 @@ def deploy(tmp_path: Path) -> Iterator[Callable[..., Deployment]]:
     yield make
     for deployment in made:
         deployment.clean_up()
-
-
-@pytest.fixture
-def free_ports() -> tuple[int, int]:
-    with socket.socket() as first, socket.socket() as second:
-        for probe in (first, second):
-            probe.bind(("127.0.0.1", 0))
-        return int(first.getsockname()[1]), int(second.getsockname()[1])
