@@ -55,8 +55,8 @@ def train(
         Path | None,
         typer.Option(help="The measurement's JSON, a picture beside it [default: --out with .measured.json]"),
     ] = None,
-    blocks: Blocks = 160,
-    held_out: HeldOut = 100,
+    blocks: Blocks = 110,
+    held_out: HeldOut = 80,
     recall: Recall = 0.98,
     words_only: Annotated[
         bool, typer.Option("--words-only", help="No feature of the gain: what is skipped is not even prefilled")
@@ -97,8 +97,8 @@ def train(
 def evaluate(
     gate: Annotated[str, typer.Argument(help="A gate file, or the name of a shipped gate")],
     out: Annotated[Path, typer.Option(help="The measurement's JSON, a picture beside it; the features as .jsonl")],
-    blocks: Blocks = 160,
-    held_out: HeldOut = 100,
+    blocks: Blocks = 110,
+    held_out: HeldOut = 80,
     recall: Recall = 0.98,
     seed: Seed = 0,
     features: FeaturesFile = None,

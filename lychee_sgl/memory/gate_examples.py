@@ -29,7 +29,7 @@ EARLY: Final = "second hop before the first"
 """Nobody can know that it is needed: neither learnt nor judged, only told how often it is accepted."""
 
 _SHORTEST: Final = 500
-_LONGEST: Final = 3000
+_LONGEST: Final = 2500
 _BARE: Final = 0.25
 """Share of blocks without any fact: most blocks of a document are of that kind."""
 
@@ -225,35 +225,29 @@ class _Maker:
         return Sample(name=name, split=split, text=text, questions=tuple(questions))
 
     def _furnished(self) -> tuple[list[str], list[Question]]:
-        """Facts, hops, and others of the same wording."""
-        x, p = self._names, self._people
-        planted = [self._say(self._fact.sentence, x[0], p[0])]
-        questions = [
-            self._asked("fact", self._fact, x[0], p[0], self._clutter()),
-            self._asked("fact of another name", self._fact, x[1], p[1], self._clutter()),
-            self._asked("no such fact", self._absent, x[1], p[1], self._clutter()),
+        """A fact, a first hop, the second hop of another question; half of the time the fact's wording once more."""
+        x, p, hops, others = self._names, self._people, self._hops, self._other_hops
+        planted = [
+            self._say(self._fact.sentence, x[0], p[0]),
+            self._say(hops.first, x[3], p[3]),
+            self._say(others.second, x[5], p[5]),
         ]
         if self._draw.random() < 0.5:
             planted.append(self._say(self._fact.sentence, x[2], p[2]))
-        hops = self._hops
-        if self._draw.random() < 0.5:
-            planted.append(self._say(hops.first, x[3], p[3]))
-            questions += [
-                self._asked("first hop", hops, x[3], p[3], self._clutter()),
-                self._asked("first hop of another name", hops, x[4], p[4], self._clutter()),
-            ]
-        else:
-            planted.append(self._say(hops.second, x[3], p[3]))
-            questions += [
-                self._asked("second hop", hops, x[3], p[3], self._clutter(self._say(hops.first, x[3], p[3]))),
-                self._asked(
-                    "second hop of another name", hops, x[4], p[4], self._clutter(self._say(hops.first, x[4], p[4]))
-                ),
-                self._asked(EARLY, hops, x[3], p[3], ""),
-            ]
-        known = self._say(self._other_hops.first, x[5], p[5])
-        questions.append(self._asked("no hop", self._other_hops, x[5], p[5], self._clutter(known)))
-        return planted, questions
+        stranger = self._say(others.first, x[4], p[4])
+        return planted, [
+            self._asked("fact", self._fact, x[0], p[0], self._clutter(), wording=0),
+            self._asked("fact", self._fact, x[0], p[0], self._clutter(), wording=1),
+            self._asked("fact of another name", self._fact, x[1], p[1], self._clutter(), wording=0),
+            self._asked("fact of another name", self._fact, x[1], p[1], self._clutter(), wording=1),
+            self._asked("no such fact", self._absent, x[1], p[1], self._clutter()),
+            self._asked("first hop", hops, x[3], p[3], self._clutter()),
+            self._asked("first hop of another name", hops, x[4], p[4], self._clutter()),
+            self._asked("second hop", others, x[5], p[5], self._clutter(self._say(others.first, x[5], p[5]))),
+            self._asked("second hop of another name", others, x[4], p[4], self._clutter(stranger)),
+            self._asked("no hop", hops, x[1], p[1], self._clutter(self._say(hops.first, x[1], p[1]))),
+            self._asked(EARLY, others, x[5], p[5], ""),
+        ]
 
     def _bare(self) -> tuple[list[str], list[Question]]:
         """Text alone."""
@@ -270,8 +264,11 @@ class _Maker:
     def _say(self, sentence: str, x: str, p: str) -> str:
         return sentence.format(x=x, p=p, n=self._draw.randrange(1_000_000, 10_000_000))
 
-    def _asked(self, kind: str, wording: Fact | Hops, x: str, p: str, notes: str) -> Question:
-        text = wording.question if isinstance(wording, Hops) else self._draw.choice(wording.questions)
+    def _asked(self, kind: str, what: Fact | Hops, x: str, p: str, notes: str, wording: int | None = None) -> Question:
+        if isinstance(what, Hops):
+            text = what.question
+        else:
+            text = self._draw.choice(what.questions) if wording is None else what.questions[wording]
         return Question(kind=kind, question=text.format(x=x, p=p), notes=notes)
 
     def _clutter(self, *notes: str) -> str:

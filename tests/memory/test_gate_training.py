@@ -45,7 +45,7 @@ def test_a_block_holds_what_is_needed_and_nothing_else(split: Any) -> None:
     for number in range(60):
         block = sample(split, number, 0, TEXT, 4.0)
         assert block == sample(split, number, 0, TEXT, 4.0)
-        assert 4 * 490 < len(block.text) < 4 * 3100
+        assert 4 * 490 < len(block.text) < 4 * 2600
         world = WORLDS[split]
         for asked in block.questions:
             kinds.add(asked.kind)
