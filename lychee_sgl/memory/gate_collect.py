@@ -91,13 +91,15 @@ def collect(
         tell: gets how many blocks are done, and of how many.
 
     Returns:
-        The rows of these blocks, in their order.
+        The rows of these blocks.
 
     Raises:
         ModelFailed: the engine does not answer; what it has said is kept.
     """
     done = {row["block"]: row for row in kept.rows}
     wanted = [(split, number) for split, count in counts.items() for number in range(count)]
+    # both halves in step: what was collected until somebody stopped it serves fewer blocks of each
+    wanted.sort(key=lambda pair: pair[1] / counts[pair[0]])
     rows = []
     texts = kept.texts
     chars = {split: _chars_per_token(model, texts[split].paragraphs) for split in counts}

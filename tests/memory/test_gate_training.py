@@ -78,7 +78,7 @@ def test_features_are_collected_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     model = model_of(("code",))
     kept = Features(path, model="scripted", seed=0)
     rows = collect(model, kept, counts, seed=0, tell=lambda done, of: told.append((done, of)))
-    assert [row["block"] for row in rows] == ["train-0", "train-1", "held-out-0"]
+    assert [row["block"] for row in rows] == ["train-0", "held-out-0", "train-1"]
     assert told == [(1, 3), (2, 3), (3, 3)]
     assert all({*asked["features"]} == {*NAMES} for row in rows for asked in row["asked"])
     # a crash in the middle of a line: that block alone is asked again, and further ones
