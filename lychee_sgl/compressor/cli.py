@@ -50,7 +50,7 @@ def train(
     pilot: Annotated[int, typer.Option(min=1, help="Steps for each rate of the pilot")] = 80,
     window: Annotated[int, typer.Option(help="Tokens that are compressed together")] = 512,
     ratio: Annotated[list[int] | None, typer.Option(help="Repeatable [default: 2, 4, 8, 16]")] = None,
-    rank: Annotated[int, typer.Option(min=1, help="Of the LoRA adapter")] = 64,
+    rank: Annotated[int, typer.Option(min=1, help="Of the LoRA adapter")] = 32,
     reader_rank: Annotated[
         int, typer.Option(min=0, help="Of an adapter for the reader, too; 0: it stays the model as it is")
     ] = 0,
@@ -144,7 +144,12 @@ def reinforce(
 
             def tell(report: "PlayReport", steps: int) -> None:
                 rewards = ", ".join(f"{name} {value:.2f}" for name, value in report.rewards.items())
-                told(report.step + 1, steps, f"ratio {report.ratio}, {rewards}", report.seconds)
+                told(
+                    report.step + 1,
+                    steps,
+                    f"ratio {report.ratio}, {rewards}, groups that differ {report.differ:.0%}",
+                    report.seconds,
+                )
 
             done = run(job, say=say, tell=tell)
         _end(done, out)

@@ -126,7 +126,8 @@ class Player:
         draw: torch.Generator | None,
     ) -> None:
         every = tuple(range(self.settings.windows))
-        prompts = [self._prompt(task, every, "") for task in tasks]
+        shown = {task: self._prompt(task, every, "") for task in {*tasks}}
+        prompts = [shown[task] for task in tasks]
         for task, one, prompt, said in zip(
             tasks, played, prompts, self._say(prompts, documents, draw), strict=True
         ):  # fmt: skip

@@ -46,12 +46,14 @@ class PlayReport:
         step: from 0.
         ratio: its ratio.
         rewards: mean of each level over the step's trajectories, and their `total`.
+        differ: share of the groups with more than one total: only they teach anything.
         seconds: it took.
     """
 
     step: int
     ratio: int
     rewards: dict[str, float]
+    differ: float
     seconds: float
 
 
@@ -122,7 +124,7 @@ class Reinforcer(Course[ReinforceSettings, PlayReport]):
         said = fmean(len(one.said) for trajectory in every for one in trajectory.conversations)
         differ = fmean(len({*total}) > 1 for total in totals)
         seconds = time.perf_counter() - started
-        report = PlayReport(step=self.step, ratio=ratio, rewards=rewards, seconds=seconds)
+        report = PlayReport(step=self.step, ratio=ratio, rewards=rewards, differ=differ, seconds=seconds)
         return report, [ratio, seconds, *rewards.values(), differ, said, clipped, divergence]
 
     def _played(self, step: int) -> tuple[int, list[Task], list[list[Trajectory]]]:

@@ -69,7 +69,7 @@ class Job:
     minutes: float | None = None
     ratios: tuple[int, ...] = (2, 4, 8, 16)
     window: int = 512
-    rank: int = 64
+    rank: int = 32
     reader_rank: int = 0
     text: tuple[Path, ...] = ()
     packages: tuple[str, ...] | None = None

@@ -26,7 +26,7 @@ class CompressorShape:
     layers: int
     ratios: tuple[int, ...] = (2, 4, 8, 16)
     window: int = 512
-    rank: int = 64
+    rank: int = 32
 
     def __post_init__(self) -> None:
         for name in ("hidden", "vocabulary", "layers", "window", "rank"):
