@@ -128,7 +128,7 @@ def reinforce(
     compressor.save(job.out)
     record = {
         "schema": SCHEMA, "version": 1, "date": time.strftime("%Y-%m-%d"), "command": job.command, "complete": done,
-        "steps_done": one.step, "settings": settings.as_dict(), "levels": [asdict(one) for one in one.chain.levels],
+        "steps_done": one.step, "settings": settings.as_dict(), "levels": [asdict(level) for level in one.chain.levels],
         "device": device_name(compressor.device), "identity": identity, "text": text.origin,
         **_outcome(tasks, one.extra["before"], after),
         "seconds": round(sum(row[COLUMNS.index("seconds")] for row in one.history), 1),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lychee_sgl.compressor.model import Compressor
 
 
-class NoNumbers(ArithmeticError):
+class NoNumbers(ValueError):
     """The model's scores are no numbers."""
 
 
