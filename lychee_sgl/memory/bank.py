@@ -11,13 +11,15 @@ import sqlite3
 import threading
 import time
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS rows (
@@ -47,7 +49,7 @@ def key_of(*parts: object) -> bytes:
 
 
 class Bank:
-    """A table of JSON values under 32-byte keys. Close it after use; several may use one file."""
+    """A table of values (JSON, or bytes) under 32-byte keys. Close it after use; several may use one file."""
 
     def __init__(self, path: Path, max_bytes: int) -> None:
         """Opens or makes the file; one that is no bank, or broken, is put aside.
@@ -103,6 +105,11 @@ class Bank:
 
     def get(self, key: bytes) -> Any:
         """Gives a value, and notes its use; None where there is none, or it is not what was put there."""
+        data = self.get_bytes(key)
+        return None if data is None else json.loads(data)
+
+    def get_bytes(self, key: bytes) -> bytes | None:
+        """`get` of what `put_bytes` has put."""
         with self._lock, self._transaction():
             found = self._rows.execute("SELECT value, digest FROM rows WHERE key = ?", (key,)).fetchone()
             if found is None:
@@ -113,11 +120,14 @@ class Bank:
                 self._drop(key)
                 return None
             self._rows.execute("UPDATE rows SET used = ? WHERE key = ?", (time.time_ns(), key))
-        return json.loads(value)
+        return bytes(value)
 
     def put(self, key: bytes, value: Any) -> None:
         """Keeps a value (JSON); drops the least lately used until all fit. One that is too large alone is not kept."""
-        data = json.dumps(value, separators=(",", ":")).encode()
+        self.put_bytes(key, json.dumps(value, separators=(",", ":")).encode())
+
+    def put_bytes(self, key: bytes, data: bytes) -> None:
+        """`put` of bytes as they are."""
         size = len(data) + _ROW_BYTES
         if size > self._max_bytes:
             return
@@ -153,18 +163,34 @@ class Bank:
 
     async def find(self, key: bytes) -> Any:
         """`get` for an event loop; a bank that cannot be read is a bank without the row."""
-        try:
-            return await asyncio.to_thread(self.get, key)
-        except sqlite3.Error as error:
-            log.warning("the bank cannot be read: %s", error)
-            return None
+        return await _found(self.get, key)
 
     async def keep(self, key: bytes, value: Any) -> None:
         """`put` for an event loop; a bank that cannot be written costs its use, no answer."""
-        try:
-            await asyncio.to_thread(self.put, key, value)
-        except sqlite3.Error as error:
-            log.warning("the bank cannot be written: %s", error)
+        await _kept(self.put, key, value)
+
+    async def find_bytes(self, key: bytes) -> bytes | None:
+        """`find` of what `keep_bytes` has kept."""
+        return await _found(self.get_bytes, key)
+
+    async def keep_bytes(self, key: bytes, data: bytes) -> None:
+        """`keep` of bytes as they are."""
+        await _kept(self.put_bytes, key, data)
+
+
+async def _found(get: Callable[[bytes], T], key: bytes) -> T | None:
+    try:
+        return await asyncio.to_thread(get, key)
+    except sqlite3.Error as error:
+        log.warning("the bank cannot be read: %s", error)
+        return None
+
+
+async def _kept(put: Callable[[bytes, T], None], key: bytes, value: T) -> None:
+    try:
+        await asyncio.to_thread(put, key, value)
+    except sqlite3.Error as error:
+        log.warning("the bank cannot be written: %s", error)
 
 
 def _digest(key: bytes, value: bytes) -> bytes:

@@ -12,6 +12,8 @@ from lychee_sgl.memory.model import ModelFailed, Reply
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from lychee_sgl.memory.model import Inlay
+
 _SECONDS: Final = 600.0
 _MARK: Final = "(here stands the message)"
 
@@ -68,9 +70,21 @@ class HttpModel:
         return first + "".join(m["content"] + text for m, text in zip(messages, behind, strict=True))
 
     async def generate(
-        self, tokens: Sequence[int], *, max_tokens: int, score_from: int | None = None, stop: str | None = None
+        self,
+        tokens: Sequence[int],
+        *,
+        max_tokens: int,
+        score_from: int | None = None,
+        stop: str | None = None,
+        inlay: Inlay | None = None,
     ) -> Reply:
-        """Runs one greedy completion."""
+        """Runs one greedy completion, of tokens alone.
+
+        Raises:
+            ValueError: there are embeddings, which HTTP does not carry.
+        """
+        if inlay is not None:
+            raise ValueError(f"inlay has {inlay.count} embeddings; allowed over HTTP: none")
         sampling: dict[str, Any] = {
             "temperature": 0,
             "max_new_tokens": max_tokens,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from lychee_sgl.memory.bank import Bank
+    from lychee_sgl.memory.blocks import BlockBank
     from lychee_sgl.memory.chunks import Block
     from lychee_sgl.memory.model import Model
     from lychee_sgl.memory.settings import ReadSettings
@@ -70,6 +71,7 @@ class Report:
     retries: int = 0
     second_pass: bool = False
     seconds: float = 0.0
+    compressed_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,9 +102,11 @@ class _Scan:
 class Reader:
     """Reads documents with one model. Keeps nothing of a reading but what the bank keeps."""
 
-    def __init__(self, model: Model, bank: Bank | None, settings: ReadSettings) -> None:
-        """Takes the parts; the bank stays the caller's."""
-        self._model, self._bank, self._settings = model, bank, settings
+    def __init__(
+        self, model: Model, bank: Bank | None, settings: ReadSettings, blocks: BlockBank | None = None
+    ) -> None:
+        """Takes the parts, which stay the caller's; where the settings have a ratio, `blocks` gives what is read."""
+        self._model, self._bank, self._settings, self._blocks = model, bank, settings, blocks
 
     async def read(self, document: str, question: str) -> AsyncGenerator[Progress | Reading, None]:
         """Reads a document; close the generator to give up, which ends the steps that run.
@@ -141,7 +145,8 @@ class Reader:
         yield Reading(memory=scan.memory, prompt=prompt, report=report)
 
     async def _asker(self, question: str) -> Asker:
-        asker = await asyncio.to_thread(Asker, self._model, self._bank, self._settings, question, Report())
+        parts = (self._model, self._bank, self._settings, question, Report(), self._blocks)
+        asker = await asyncio.to_thread(Asker, *parts)
         if asker.question_tokens > QUESTION_TOKENS:
             raise Refused(
                 f"the question has {asker.question_tokens} tokens, allowed: {QUESTION_TOKENS}; of several texts the "

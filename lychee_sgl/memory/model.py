@@ -14,6 +14,23 @@ class ModelFailed(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Inlay:
+    """Input embeddings that a model reads in place of some of a prompt's tokens.
+
+    Attributes:
+        at: which token of the prompt the first one stands for.
+        count: how many there are.
+        vectors: all of them, one behind the other, in the model's own dtype.
+        digest: SHA-256 of `vectors`.
+    """
+
+    at: int
+    count: int
+    vectors: bytes
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
     """What came back of one call.
 
@@ -50,7 +67,13 @@ class Model(Protocol):
         """Writes a chat as the model's prompt, up to where its answer begins."""
 
     async def generate(
-        self, tokens: Sequence[int], *, max_tokens: int, score_from: int | None = None, stop: str | None = None
+        self,
+        tokens: Sequence[int],
+        *,
+        max_tokens: int,
+        score_from: int | None = None,
+        stop: str | None = None,
+        inlay: Inlay | None = None,
     ) -> Reply:
         """Runs one greedy completion; being cancelled ends it in the engine, too.
 
@@ -59,6 +82,7 @@ class Model(Protocol):
             max_tokens: most to generate, at least 1.
             score_from: first prompt token whose log-probability is wanted.
             stop: text before which the answer ends.
+            inlay: what stands in the prompt where its tokens mean nothing.
 
         Raises:
             ModelFailed: it may work another time.

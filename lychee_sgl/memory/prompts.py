@@ -6,7 +6,12 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from lychee_sgl.memory.blocks import Compressed
+from lychee_sgl.memory.model import Inlay
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from lychee_sgl.memory.model import Model
 
 VERSION: Final = 1
@@ -28,9 +33,16 @@ class Frame:
     head: tuple[int, ...]
     tail: tuple[int, ...]
 
-    def around(self, tokens: object) -> list[int]:
-        """Gives the whole prompt."""
-        return [*self.head, *tokens, *self.tail]  # type: ignore[misc] # any iterable of ints, arrays included
+    def around(self, context: Iterable[int] | Compressed) -> list[int]:
+        """Gives the whole prompt; where embeddings stand, `inlay` says which, and a token holds each one's place."""
+        tokens = context.placeholders if isinstance(context, Compressed) else context
+        return [*self.head, *tokens, *self.tail]
+
+    def inlay(self, context: Iterable[int] | Compressed) -> Inlay | None:
+        """Gives the embeddings of the whole prompt, if it has any."""
+        if not isinstance(context, Compressed) or not context.count:
+            return None
+        return Inlay(at=len(self.head), count=context.count, vectors=context.vectors, digest=context.digest)
 
     def __len__(self) -> int:
         return len(self.head) + len(self.tail)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lychee_sgl.memory.gate import Gate
 
 PREFIX: Final = "lychee_"
-KEYS: Final = ("memory", "chunk", "working_memory", "gate")
+KEYS: Final = ("memory", "chunk", "working_memory", "ratio", "gate")
 MODES: Final = ("text", "compressed", "off")
 CHUNK: Final = 4096
 WORKING_MEMORY: Final = 1024
@@ -23,6 +23,7 @@ QUOTE_TOKENS: Final = 64
 KEEP: Final = 0.4
 SMALLEST_CHUNK: Final = 64
 SMALLEST_MEMORY: Final = 32
+SMALLEST_RATIO: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,7 @@ class ReadSettings:
         candidates: sentences of a block that become notes, if the model finds them relevant, beside those it quotes.
         keep: score from which a passage becomes a note.
         attempts: calls of a step until it has failed.
+        ratio: tokens that an embedding stands for; None: blocks are read as text.
     """
 
     chunk: int = CHUNK
@@ -48,6 +50,12 @@ class ReadSettings:
     candidates: int = 2
     keep: float = KEEP
     attempts: int = 3
+    ratio: int | None = None
+
+    @property
+    def most_block_tokens(self) -> int:
+        """What a block may take in a prompt: of a compressed one, its embeddings and the tokens that fill none."""
+        return self.chunk if self.ratio is None else self.chunk // self.ratio + self.ratio - 1
 
     @property
     def most_note_tokens(self) -> int:
@@ -69,6 +77,7 @@ class MemoryRequest:
     mode: str | None = None
     chunk: int | None = None
     working_memory: int | None = None
+    ratio: int | None = None
     gate: Literal["off"] | tuple[str, ...] | None = None
 
     @classmethod
@@ -92,8 +101,15 @@ class MemoryRequest:
                 raise _refused(key, value, f"a whole number from {least}")
             if value is not None and mode not in ("text", "compressed"):
                 raise _refused(key, value, f"only with {PREFIX}memory 'text' or 'compressed'")
+        ratio = given["ratio"]
+        if ratio is not None and (type(ratio) is not int or ratio < SMALLEST_RATIO):
+            raise _refused("ratio", ratio, f"a whole number from {SMALLEST_RATIO}")
+        if ratio is not None and mode != "compressed":
+            raise _refused("ratio", ratio, f"only with {PREFIX}memory 'compressed'")
         gate = _gate(given["gate"], mode, oracle=oracle)
-        return cls(mode=mode, chunk=given["chunk"], working_memory=given["working_memory"], gate=gate)
+        return cls(
+            mode=mode, chunk=given["chunk"], working_memory=given["working_memory"], ratio=ratio, gate=gate
+        )
 
     def chosen_gate(self, own: Gate | None) -> Gate | None:
         """Gives the gate for this request: the engine's own one, unless a measurement asked for another."""
@@ -147,11 +163,13 @@ def check_fits(settings: ReadSettings, *, window: int, frame: int) -> None:
     Raises:
         Refused: they do not; names all numbers.
     """
-    needed = settings.chunk + settings.most_note_tokens + frame + settings.quote_tokens
-    if needed > window:
-        most = window - (needed - settings.chunk)
+    room = window - (settings.most_note_tokens + frame + settings.quote_tokens)
+    if settings.most_block_tokens > room:
+        ratio, at = settings.ratio or 1, f" at {PREFIX}ratio {settings.ratio}" if settings.ratio else ""
+        # the longest that fits: one token more would be an embedding more
+        most = ratio * (room - ratio + 2) - 1
         raise Refused(
-            f"{PREFIX}chunk is {settings.chunk}, allowed: up to {max(0, most)} beside {PREFIX}working_memory "
+            f"{PREFIX}chunk is {settings.chunk}, allowed: up to {max(0, most)}{at} beside {PREFIX}working_memory "
             f"{settings.working_memory} and {frame} tokens of question and instruction in a window of {window}",
             f"{PREFIX}chunk",
         )

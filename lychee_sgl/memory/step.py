@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from lychee_sgl.memory.bank import Bank
+    from lychee_sgl.memory.blocks import BlockBank, Compressed
     from lychee_sgl.memory.chunks import Block
     from lychee_sgl.memory.loop import Report
-    from lychee_sgl.memory.model import Model, Reply
+    from lychee_sgl.memory.model import Inlay, Model, Reply
     from lychee_sgl.memory.notes import Memory
     from lychee_sgl.memory.settings import ReadSettings
 
@@ -57,14 +58,29 @@ class Asker:
         settings: how the document is read.
         question: what is asked of it.
         report: what all of it took so far.
+        blocks: where compressed blocks come from, where the settings have a ratio.
         question_tokens: its length.
         frame_tokens: of a step's prompt without block and notes.
         frame_digest: of their ids.
     """
 
-    def __init__(self, model: Model, bank: Bank | None, settings: ReadSettings, question: str, report: Report) -> None:
-        """Prepares a question: tokenises, so not for an event loop."""
-        self.model, self.bank, self.settings = model, bank, settings
+    def __init__(
+        self,
+        model: Model,
+        bank: Bank | None,
+        settings: ReadSettings,
+        question: str,
+        report: Report,
+        blocks: BlockBank | None = None,
+    ) -> None:
+        """Prepares a question: tokenises, so not for an event loop.
+
+        Raises:
+            ValueError: there is a ratio, and nowhere to have compressed blocks from.
+        """
+        self.model, self.bank, self.settings, self.blocks = model, bank, settings, blocks
+        if settings.ratio is not None and blocks is None:
+            raise ValueError(f"ratio is {settings.ratio}; allowed without a compressor: None")
         self.question, self.report = question, report
         self.question_tokens = len(model.encode([question])[0])
         frame = prompts.frame(model, prompts.quote(question, "x"))
@@ -76,14 +92,31 @@ class Asker:
         self._plain: dict[str, tuple[float, ...]] = {}
 
     async def generate(
-        self, tokens: Sequence[int], max_tokens: int, score_from: int | None = None, stop: str | None = None
+        self,
+        tokens: Sequence[int],
+        max_tokens: int,
+        score_from: int | None = None,
+        stop: str | None = None,
+        inlay: Inlay | None = None,
     ) -> Reply:
         """Asks the model, and counts."""
-        reply = await self.model.generate(tokens, max_tokens=max_tokens, score_from=score_from, stop=stop)
+        reply = await self.model.generate(tokens, max_tokens=max_tokens, score_from=score_from, stop=stop, inlay=inlay)
         self.report.tokens_read += reply.prompt_tokens
         self.report.tokens_written += reply.completion_tokens
         self.report.cached_tokens += reply.cached_tokens
         return reply
+
+    async def context(self, block: Block) -> Sequence[int] | Compressed:
+        """Gives what the model reads of a block: its tokens, or its embeddings.
+
+        Raises:
+            ModelFailed: it could not be compressed.
+        """
+        if self.settings.ratio is None or self.blocks is None:
+            return block.tokens
+        compressed, made = await self.blocks.get(block, self.settings.ratio)
+        self.report.compressed_blocks += made
+        return compressed
 
     async def insist(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
         """Makes a call, and again where the engine fails it.
@@ -123,7 +156,7 @@ class Asker:
             await self.bank.keep(key, said)
         return said
 
-    async def gain(self, context: Sequence[int]) -> float:
+    async def gain(self, context: Sequence[int] | Compressed) -> float:
         """How much likelier a context makes the question: mean log-probability gained for each token.
 
         A model too small to say whether a text is relevant still finds the question less surprising behind one that is.
@@ -131,7 +164,9 @@ class Asker:
         gained, _ = await self.gains(context)
         return sum(gained) / len(gained)
 
-    async def gains(self, context: Sequence[int], notes: str = "") -> tuple[tuple[float, ...], tuple[float, ...]]:
+    async def gains(
+        self, context: Sequence[int] | Compressed, notes: str = ""
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """How much likelier a context makes each token of the question, given notes; and how likely they are without.
 
         Returns:
@@ -141,7 +176,7 @@ class Asker:
         scored = min(self.question_tokens, len(frame.tail) - self._closing)
         last = -self._closing if self._closing else None
         behind = frame.around(context)
-        reply = await self.generate(behind, 1, len(behind) - len(frame.tail))
+        reply = await self.generate(behind, 1, len(behind) - len(frame.tail), inlay=frame.inlay(context))
         if notes not in self._plain:
             alone = frame.around(())
             plain = await self.generate(alone, 1, len(alone) - len(frame.tail))
@@ -153,9 +188,19 @@ class Asker:
         pairs = pairs[:scored][::-1]
         return tuple(behind_it - alone for behind_it, alone in pairs), tuple(alone for _, alone in pairs)
 
-    async def evidence(self, block: Block, notes: str, *, needs_gain: bool) -> Evidence:
-        """What a gate's verdict on a block is made from; without the gain the model is not asked."""
-        gained, alone = await self.gains(block.tokens, notes) if needs_gain else ((), ())
+    async def evidence(
+        self, block: Block, notes: str, *, needs_gain: bool, context: Sequence[int] | Compressed | None = None
+    ) -> Evidence:
+        """What a gate's verdict on a block is made from; without the gain the model is not asked.
+
+        Args:
+            block: the block.
+            notes: those of now.
+            needs_gain: whether the gate looks at the gain.
+            context: what the model reads of the block; None: its tokens.
+        """
+        read = block.tokens if context is None else context
+        gained, alone = await self.gains(read, notes) if needs_gain else ((), ())
         return Evidence(question=self.question, notes=notes, block=block.text, gained=gained, alone=alone)
 
 
@@ -190,18 +235,25 @@ class StepRunner:
     def _key(self, block: Block, memory: Memory) -> bytes:
         settings, asker = self._asker.settings, self._asker
         gate = settings.gate.identity if settings.gate is not None else None
-        how = [gate, settings.quote_tokens, settings.candidates, settings.keep]
+        how: list[object] = [gate, settings.quote_tokens, settings.candidates, settings.keep]
+        if asker.blocks is not None and settings.ratio is not None:
+            how += [settings.ratio, asker.blocks.identity]
         parts = (asker.model.identity, how, asker.frame_digest, block.digest, asker.question, memory.text)
         return key_of("step", prompts.VERSION, *parts)
 
     async def _ask(self, block: Block, memory: Memory) -> Step:
         asker, gate = self._asker, self._asker.settings.gate
+        context = None
         if gate is not None:
-            evidence = await asker.evidence(block, memory.text, needs_gain=gate.needs_gain)
+            context = await asker.context(block) if gate.needs_gain else None
+            evidence = await asker.evidence(block, memory.text, needs_gain=gate.needs_gain, context=context)
             if not await asyncio.to_thread(gate.accepts, evidence):
                 return Step(gated=True)
+        if context is None:
+            context = await asker.context(block)
         frame = await asyncio.to_thread(prompts.frame, asker.model, prompts.quote(asker.question, memory.text))
-        reply = await asker.generate(frame.around(block.tokens), asker.settings.quote_tokens, stop="\n\n")
+        most, inlay = asker.settings.quote_tokens, frame.inlay(context)
+        reply = await asker.generate(frame.around(context), most, stop="\n\n", inlay=inlay)
         query = f"{asker.question}\n{memory.text}"
         places = await asyncio.to_thread(_candidates, reply.text, block.text, query, asker.settings.candidates)
         notes = [await self._note(block, start, end) for start, end in places]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from array import array
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from lychee_sgl.memory.model import ModelFailed, Reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from lychee_sgl.memory.model import Inlay
 
 
 class ScriptedModel:
@@ -48,11 +51,22 @@ class ScriptedModel:
         return "".join(f"<{m['role']}> {m['content']} </{m['role']}> " for m in messages) + "<assistant> "
 
     async def generate(
-        self, tokens: Sequence[int], *, max_tokens: int, score_from: int | None = None, stop: str | None = None
+        self,
+        tokens: Sequence[int],
+        *,
+        max_tokens: int,
+        score_from: int | None = None,
+        stop: str | None = None,
+        inlay: Inlay | None = None,
     ) -> Reply:
+        self.tokens += len(tokens)
+        sent = len(tokens)
+        if inlay is not None:  # what a `Packing` has packed, in place of the placeholders
+            packed = [*memoryview(inlay.vectors).cast("I")]
+            tokens = [*tokens[: inlay.at], *packed, *tokens[inlay.at + inlay.count :]]
+            score_from = None if score_from is None else score_from + len(packed) - inlay.count
         text = self.decode(tokens)
         self.asked.append(text)
-        self.tokens += len(tokens)
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         self.began.set()
@@ -71,12 +85,12 @@ class ScriptedModel:
             bonus = 0.7 if any(word in self.decode(tokens[:score_from]) for word in self.wanted) else 0.0
             return Reply(
                 text="",
-                prompt_tokens=len(tokens),
+                prompt_tokens=sent,
                 completion_tokens=1,
                 logprobs=(-2.0 + bonus,) * (len(tokens) - score_from),
             )
         said = self._reply(text) if self._reply else self._quote(text)
-        return Reply(text=said, prompt_tokens=len(tokens), completion_tokens=len(said.split()), cached_tokens=1)
+        return Reply(text=said, prompt_tokens=sent, completion_tokens=len(said.split()), cached_tokens=1)
 
     def _quote(self, prompt: str) -> str:
         if "Copy the sentences" not in prompt:
@@ -88,3 +102,33 @@ class ScriptedModel:
     def blocks_asked(self) -> list[str]:
         """The quoting prompts, in order."""
         return [text for text in self.asked if "Copy the sentences" in text]
+
+
+class Packing:
+    """A compressor that loses nothing: an embedding is its tokens, one behind the other."""
+
+    def __init__(self, ratio: int, identity: str = "packing") -> None:
+        self.ratio, self.identity = ratio, identity
+        self.vector_bytes = 4 * ratio
+        self.made: list[tuple[int, ...]] = []
+        self.failures = 0
+        self.hang = False
+        self.ended = 0
+        self.began = asyncio.Event()
+
+    async def compress(self, tokens: list[int], ratio: int) -> bytes:
+        assert ratio == self.ratio
+        assert tokens
+        assert len(tokens) % ratio == 0
+        self.began.set()
+        try:
+            await asyncio.sleep(0)
+            if self.hang:
+                await asyncio.Event().wait()
+            if self.failures > 0:
+                self.failures -= 1
+                raise ModelFailed("no memory left")
+        finally:
+            self.ended += 1
+        self.made.append(tuple(tokens))
+        return array("I", tokens).tobytes()
