@@ -61,6 +61,15 @@ def keep_prompt(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         keep(named["req"])
 
 
+def share_embeddings(req: Any) -> None:
+    """Lets the KV of a request with embeddings of its own into the radix cache, and out of it.
+
+    0.5.17 puts it in, whatever the embeddings are; 0.5.23 does not, unless it is told.
+    """
+    if hasattr(req, "skip_radix_cache_insert"):
+        req.skip_radix_cache_insert = False
+
+
 def write_kv(pool: Any, layer: RadixAttention, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     """Writes keys and values of new tokens into the pool of a model without sliding windows.
 

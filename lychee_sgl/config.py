@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ DENSE_BELOW_GPU = 4096
 # Below this a step costs the same either way; docs/measurements/cpu-speed.json has the curve.
 DENSE_BELOW_CPU = 1024
 BANK_BYTES = 2**30
+BLOCKS_BYTES = 2**32
+RATIO = 4
 MOST_CORRECTION = 1024
 """Largest distance between two cache corrections, in tokens."""
 
@@ -95,6 +98,37 @@ class EngineConfig:
         metadata=_setting("LYCHEE_MEMORY_BANK_BYTES", str(BANK_BYTES), "most bytes of the bank's rows; 0: no bank"),
     )
 
+    compressor: Path | None = field(
+        default=None,
+        metadata=_setting(
+            "LYCHEE_COMPRESSOR",
+            "the one shipped for the model, if any",
+            "folder of a trained compressor: `compressed` can be asked for (13.1)",
+        ),
+    )
+    compressor_ratio: int = field(
+        default=RATIO,
+        metadata=_setting(
+            "LYCHEE_COMPRESSOR_RATIO",
+            str(RATIO),
+            "tokens that an embedding stands for, where a request says nothing (13.1)",
+        ),
+    )
+    compressor_device: str | None = field(
+        default=None,
+        metadata=_setting(
+            "LYCHEE_COMPRESSOR_DEVICE", "the engine's", "where blocks are compressed: `cpu`, `cuda`, `cuda:1` (13.1)"
+        ),
+    )
+    memory_blocks_bytes: int = field(
+        default=BLOCKS_BYTES,
+        metadata=_setting(
+            "LYCHEE_MEMORY_BLOCKS_BYTES",
+            str(BLOCKS_BYTES),
+            "most bytes of compressed blocks, kept beside the bank; 0: none are kept (13.1)",
+        ),
+    )
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> EngineConfig:
         """Reads the settings.
@@ -111,9 +145,8 @@ class EngineConfig:
             for f in fields(cls)
             if environ.get(f.metadata["variable"], "").strip()
         }
-        heads = given.get("heads")
         return cls(
-            heads=Path(heads).expanduser() if heads else None,
+            heads=_path(given.get("heads")),
             dense_below=_whole("LYCHEE_DENSE_BELOW", given.get("dense_below"), 0),
             recall_every=_whole("LYCHEE_RECALL_EVERY", given.get("recall_every", "32"), 0) or 0,
             prefill_threads=_whole("LYCHEE_PREFILL_THREADS", given.get("prefill_threads"), 1),
@@ -123,11 +156,12 @@ class EngineConfig:
             memory=_one_of("LYCHEE_MEMORY", given.get("memory", "ask"), ("ask", "auto", "off")),
             memory_gate=_gate("LYCHEE_MEMORY_GATE", given["memory_gate"]) if "memory_gate" in given else None,
             memory_oracle=_switch("LYCHEE_MEMORY_ORACLE", given.get("memory_oracle", "0")),
-            memory_bank=Path(given["memory_bank"]).expanduser() if "memory_bank" in given else None,
-            memory_bank_bytes=_whole(
-                "LYCHEE_MEMORY_BANK_BYTES", given.get("memory_bank_bytes", str(BANK_BYTES)), 0, 2**50
-            )
-            or 0,
+            memory_bank=_path(given.get("memory_bank")),
+            memory_bank_bytes=_bytes("LYCHEE_MEMORY_BANK_BYTES", given.get("memory_bank_bytes"), BANK_BYTES),
+            compressor=_path(given.get("compressor")),
+            compressor_ratio=_whole("LYCHEE_COMPRESSOR_RATIO", given.get("compressor_ratio"), 2) or RATIO,
+            compressor_device=_device("LYCHEE_COMPRESSOR_DEVICE", given.get("compressor_device")),
+            memory_blocks_bytes=_bytes("LYCHEE_MEMORY_BLOCKS_BYTES", given.get("memory_blocks_bytes"), BLOCKS_BYTES),
         )
 
     def resolved_dense_below(self, device: str) -> int:
@@ -142,11 +176,30 @@ class EngineConfig:
         cache = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         return self.memory_bank or cache / "lychee-sgl" / "memory.sqlite"
 
+    def resolved_memory_blocks(self, environ: Mapping[str, str] | None = None) -> Path:
+        """Gives the file of compressed blocks, beside the bank's."""
+        bank = self.resolved_memory_bank(environ)
+        return bank.with_name(f"{bank.stem}-blocks{bank.suffix}")
+
 
 def _switch(variable: str, text: str) -> bool:
     if text not in ("0", "1"):
         raise ConfigError(f"{variable} is {text!r}, allowed: 0, 1")
     return text == "1"
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text).expanduser() if text else None
+
+
+def _device(variable: str, text: str | None) -> str | None:
+    if text is not None and re.fullmatch(r"cpu|cuda(:\d{1,3})?", text) is None:
+        raise ConfigError(f"{variable} is {text!r}, allowed: cpu, cuda, cuda: and a number")
+    return text
+
+
+def _bytes(variable: str, text: str | None, default: int) -> int:
+    return _whole(variable, str(default) if text is None else text, 0, 2**50) or 0
 
 
 def _one_of(variable: str, text: str, allowed: tuple[str, ...]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lychee_sgl.backend.correction import refusals
+from lychee_sgl.backend.memory_blocks import choose_compressor
 from lychee_sgl.backend.plans import ChosenPlan, choose_plan, model_shape
 from lychee_sgl.backend.ranks import Ranks
 from lychee_sgl.config import EngineConfig
@@ -147,7 +148,9 @@ def before_launch(args: Any) -> None:
     if "lychee" in args.get_attention_backends():
         _check_hooks()
         _refuse(*_argument_refusals(args))
-        _plan(EngineConfig.from_env(), args, args.get_model_config(), args.tp_size)
+        config, model = EngineConfig.from_env(), args.get_model_config()
+        _plan(config, args, model, args.tp_size)
+        choose_compressor(config, args, model)
 
 
 def create_backend(runner: Any) -> HybridHeads:

@@ -135,11 +135,14 @@ def before_launch(args: Any) -> None:
 
 
 def _scheduler_hooks() -> list[Hook]:
+    from lychee_sgl.backend import inlays
+
     return [
         Hook("sglang.srt.server_args.ServerArgs.check_server_args", before_launch, "before"),
         Hook("sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new", after_init_new, "after"),
         Hook("sglang.srt.model_executor.model_runner.ModelRunner.forward", around_forward, "around"),
         Hook("sglang.srt.mem_cache.common.release_kv_cache", before_release, "before"),
+        Hook("sglang.srt.managers.schedule_batch.Req.init_next_round_input", inlays.around_next_round, "around"),
     ]
 
 

@@ -6,28 +6,23 @@ import asyncio
 import contextlib
 import json
 import logging
-import sqlite3
 import time
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lychee_sgl.backend.memory_check import check_answer
 from lychee_sgl.backend.memory_errors import AnswerRefused, ClientGone, told
 from lychee_sgl.backend.memory_model import EngineModel
+from lychee_sgl.backend.memory_room import Room
 from lychee_sgl.backend.summary import INFO_KEY, combine
 from lychee_sgl.memory import prompts
-from lychee_sgl.memory.bank import Bank
-from lychee_sgl.memory.gate import foreign
 from lychee_sgl.memory.loop import BlockFailed, Progress, Reader, Reading
 from lychee_sgl.memory.settings import MemoryRequest, ReadSettings, fit
 from lychee_sgl.memory.split import Chat, Refused, take_apart
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-
-    from lychee_sgl.config import EngineConfig
-
 log = logging.getLogger(__name__)
 
 DONE = "data: [DONE]\n\n"
@@ -36,48 +31,8 @@ HINT = (
     '(at the engine itself: "custom_params": {"lychee_memory": "text"})'
 )
 _LOOK_SECONDS = 0.5
-_AHEAD_ON_A_GPU = 16
 _OF_A_PROMPT = ("input_ids", "continue_final_message", "session_id")
 """Fields that mean the prompt as it is."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
-    """What the HTTP process keeps for reading documents.
-
-    Attributes:
-        config: the engine's.
-        bank: where steps are kept, if anywhere.
-        ahead: blocks that are read at once.
-        plan: what of the engine's backend the outcome of a step depends on.
-    """
-
-    config: EngineConfig
-    bank: Bank | None
-    ahead: int
-    plan: object
-
-    @classmethod
-    def of(cls, manager: Any, engine: Any) -> Room:
-        """Gives the room behind a TokenizerManager; the first call makes it."""
-        if not hasattr(manager, "lychee_memory"):
-            config: EngineConfig = engine.config
-            bank = None
-            if config.memory_bank_bytes and config.memory != "off":
-                try:
-                    bank = Bank(config.resolved_memory_bank(), config.memory_bank_bytes)
-                except (OSError, RuntimeError, sqlite3.Error) as error:
-                    # RuntimeError: a user without a home; a chat that reads no document needs no bank, either
-                    log.warning("documents are read without a bank: %s", error)
-            ahead = 1 if engine.device == "cpu" else _AHEAD_ON_A_GPU
-            below = config.resolved_dense_below(engine.device)
-            plan = [engine.chosen.describe(), below, config.cache_correction]
-            gate = config.memory_gate
-            if gate is not None and (doubt := foreign(gate, manager.server_args.model_path, engine.model)):
-                log.warning("%s", doubt)
-            manager.lychee_memory = cls(config=config, bank=bank, ahead=ahead, plan=plan)
-        room: Room = manager.lychee_memory
-        return room
 
 
 async def around_chat(original: Callable[..., Any], serving: Any, request: Any, raw_request: Any) -> Any:
@@ -91,9 +46,10 @@ async def around_chat(original: Callable[..., Any], serving: Any, request: Any, 
     try:
         room = Room.of(manager, engine)
         asked = MemoryRequest.from_custom_params(request.custom_params, oracle=room.config.memory_oracle)
-        answer = None
-        if await _mode(room, asked, manager, request) == "text":
-            answer = _Answer(original, serving, request, raw_request, room, asked, _taken_apart(request))
+        answer, mode = None, await _mode(room, asked, manager, request)
+        if mode != "off":
+            ratio = room.ratio(asked, manager.server_args) if mode == "compressed" else None
+            answer = _Answer(original, serving, request, raw_request, room, asked, _taken_apart(request), ratio)
             if not _is_worth_reading(answer, engine, asked):
                 answer = None
         if answer is None:
@@ -125,7 +81,7 @@ def _is_worth_reading(answer: _Answer, engine: Any, asked: MemoryRequest) -> boo
 
 
 async def _mode(room: Room, asked: MemoryRequest, manager: Any, request: Any) -> str:
-    """Says how a request is answered: `text` or `off`.
+    """Says how a request is answered: `text`, `compressed` or `off`.
 
     Raises:
         Refused: it asks for what this engine does not do.
@@ -133,7 +89,7 @@ async def _mode(room: Room, asked: MemoryRequest, manager: Any, request: Any) ->
     default, mode = room.config.memory, asked.mode
     if mode in ("text", "compressed") and default == "off":
         raise Refused(f"lychee_memory is {mode!r}, allowed: 'off' (LYCHEE_MEMORY is off)", "lychee_memory")
-    if mode == "compressed":
+    if mode == "compressed" and room.blocks is None:
         allowed = "'text', 'off'; this engine has no compressor for its model"
         raise Refused(f"lychee_memory is 'compressed', allowed: {allowed}", "lychee_memory")
     if mode is not None or default != "auto":
@@ -190,6 +146,7 @@ class _Answer:
         room: Room,
         asked: MemoryRequest,
         chat: Chat,
+        ratio: int | None,
     ) -> None:
         from lychee_sgl.backend.openai import summary_of
 
@@ -198,7 +155,7 @@ class _Answer:
         self._request, self._chat = request, chat
         chunk, notes = fit(asked, manager.model_config.context_len)
         gate = asked.chosen_gate(room.config.memory_gate)
-        self._settings = ReadSettings(chunk=chunk, working_memory=notes, ahead=room.ahead, gate=gate)
+        self._settings = ReadSettings(chunk=chunk, working_memory=notes, ahead=room.ahead, gate=gate, ratio=ratio)
         self._params = MemoryRequest.strip(request.custom_params)
         self._rid = request.rid if isinstance(request.rid, str) else uuid.uuid4().hex
         try:
@@ -213,8 +170,9 @@ class _Answer:
             custom_params=self._params,
             template=request.chat_template_kwargs or {},
             summarise=lambda obj: summary_of(manager, obj),
+            secret=room.secret,
         )
-        self._reader = Reader(self._model, room.bank, self._settings)
+        self._reader = Reader(self._model, room.bank, self._settings, room.blocks)
         self._reading: Reading | None = None
 
     def check(self, engine: Any) -> None:
@@ -375,9 +333,11 @@ class _Answer:
                 details["cached_tokens"] += report.cached_tokens
         if last:
             settings = {"chunk": self._settings.chunk, "working_memory": self._settings.working_memory}
-            told = {"mode": "text", **settings, **asdict(report)}
-            del told["tokens_written"]
-            told["seconds"] = round(report.seconds, 3)
+            compressed = self._settings.ratio is not None
+            mode = {"mode": "compressed", "ratio": self._settings.ratio} if compressed else {"mode": "text"}
+            told = {**mode, **settings, **asdict(report), "seconds": round(report.seconds, 3)}
+            for key in ("tokens_written", *(() if compressed else ("compressed_blocks",))):
+                del told[key]
             ours = body.get(INFO_KEY)
             body[INFO_KEY] = {**(combine([*self._model.summaries, ours]) if ours else {}), "memory": told}
         return body

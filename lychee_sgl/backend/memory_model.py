@@ -6,10 +6,13 @@ import json
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from lychee_sgl.backend.inlays import extra_key, overrides
 from lychee_sgl.memory.model import ModelFailed, Reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from lychee_sgl.memory.model import Inlay
 
 
 class EngineModel:
@@ -28,6 +31,7 @@ class EngineModel:
         custom_params: Mapping[str, Any] | None,
         template: Mapping[str, Any],
         summarise: Callable[[Any], dict[str, Any] | None],
+        secret: str = "",
     ) -> None:
         """Nothing is asked yet.
 
@@ -38,7 +42,9 @@ class EngineModel:
             custom_params: of every call.
             template: further arguments of the chat template.
             summarise: our backend's account of a call.
+            secret: of this process, for the keys of what has embeddings; only those need one.
         """
+        self._secret = secret
         self._manager, self._fields, self._params = manager, dict(fields), dict(custom_params or {})
         self._template, self._summarise = dict(template), summarise
         self._name = uuid.uuid4().hex
@@ -71,13 +77,23 @@ class EngineModel:
         return text
 
     async def generate(
-        self, tokens: Sequence[int], *, max_tokens: int, score_from: int | None = None, stop: str | None = None
+        self,
+        tokens: Sequence[int],
+        *,
+        max_tokens: int,
+        score_from: int | None = None,
+        stop: str | None = None,
+        inlay: Inlay | None = None,
     ) -> Reply:
         """Asks the scheduler; a call that is cancelled is aborted there."""
         from fastapi import HTTPException
         from sglang.srt.managers.io_struct import GenerateReqInput
 
         self._calls += 1
+        fields = dict(self._fields)
+        if inlay is not None:
+            fields["extra_key"] = extra_key(fields.get("extra_key"), self._secret, inlay)
+            fields["positional_embed_overrides"] = overrides(inlay, dtype_name(self._manager))
         obj = GenerateReqInput(
             input_ids=list(tokens),
             sampling_params={
@@ -90,7 +106,7 @@ class EngineModel:
             # the engine counts from the token whose successor it scores
             logprob_start_len=-1 if score_from is None else max(0, score_from - 1),
             rid=f"{self._name}-{self._calls}",
-            **self._fields,
+            **fields,
         )
         ended = False
         try:
@@ -124,3 +140,8 @@ class EngineModel:
             cached_tokens=meta.get("cached_tokens", 0),
             logprobs=scored,
         )
+
+
+def dtype_name(manager: Any) -> str:
+    """Names the dtype of the engine's embeddings, as torch does."""
+    return str(manager.model_config.dtype).removeprefix("torch.")

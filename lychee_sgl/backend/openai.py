@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lychee_sgl import __version__
 from lychee_sgl.backend.correction import refusals
+from lychee_sgl.backend.memory_blocks import choose_compressor
 from lychee_sgl.backend.plans import ChosenPlan, choose_plan, model_shape
 from lychee_sgl.backend.request import POLICIES, BudgetRequest, RowSpec, resolve
 from lychee_sgl.backend.summary import INFO_KEY, Times, summarise
@@ -20,6 +21,8 @@ from lychee_sgl.config import EngineConfig
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
+
+    from lychee_sgl.compressor.folder import Described
 
 DONE = "data: [DONE]\n\n"
 SEEN = "lychee_seen"
@@ -36,6 +39,8 @@ class Engine:
     device: str
     model: str
     uncorrectable: str | None = None
+    compressor: Described | None = None
+    weights: tuple[str | None, str | None] = (None, None)
 
     @classmethod
     def of(cls, manager: Any) -> Engine | None:
@@ -59,6 +64,8 @@ class Engine:
             device=args.device,
             model=args.served_model_name,
             uncorrectable=next((what for refused, what in refusals(args, manager.model_config) if refused), None),
+            compressor=choose_compressor(config, args, manager.model_config),
+            weights=(args.model_path, args.weight_version),
         )
 
     def spec(self, obj: Any, prompt_tokens: int) -> RowSpec:
@@ -90,12 +97,18 @@ class Engine:
             "model": self.model,
             "device": self.device,
             "sglang": version("sglang"),
-            "memory": {
-                "modes": [] if self.config.memory == "off" else ["text"],
-                "default": self.config.memory,
-                "gate": gate.identity if (gate := self.config.memory_gate) is not None else None,
-            },
+            "memory": self._memory(),
         }
+
+    def _memory(self) -> dict[str, Any]:
+        """How documents are read."""
+        modes = [] if self.config.memory == "off" else ["text"]
+        gate = self.config.memory_gate.identity if self.config.memory_gate is not None else None
+        told: dict[str, Any] = {"modes": modes, "default": self.config.memory, "gate": gate}
+        if self.compressor is None:
+            return told
+        ratios = {"ratio": self.config.compressor_ratio, "ratios": [*self.compressor.shape.ratios]}
+        return {**told, "modes": [*modes, "compressed"], **ratios, "compressor": self.compressor.sha256}
 
 
 def _custom_params(obj: Any) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from lychee_sgl.compressor.folder import SCHEMA, read_shape
 from lychee_sgl.compressor.settings import CompressorShape
 from lychee_sgl.heads.checks import write_text
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-SCHEMA: Final = "lychee-sgl/compressor"
 PARTS: Final = ("memory", "readout")
 READER: Final = "reader"
 """Name of the reader's adapter, and of its folder in a compressor's."""
@@ -258,15 +258,11 @@ def load_compressor(folder: Path, model: Any) -> Compressor:
     Raises:
         ValueError: the folder holds no compressor, or one for a model of another shape.
     """
+    shape = read_shape(folder)
     try:
-        told = json.loads((folder / "compressor.json").read_text(encoding="utf-8"))
-        if told["schema"] != SCHEMA or told["version"] != 1:
-            raise ValueError(f"schema is {told['schema']}, version {told['version']}")
-        fields = told["shape"]
-        shape = CompressorShape(**{**fields, "ratios": tuple(fields["ratios"])})
         parts = load_file(folder / "compressor.safetensors")
         made = {name: parts[name] for name in PARTS}
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, KeyError, SafetensorError) as error:
         raise ValueError(f"compressor is {folder}; allowed: a folder that a training wrote ({error})") from error
     compressor = Compressor(model, shape, adapter=folder)
     with torch.no_grad():

@@ -53,7 +53,12 @@ class Manager:
             hf_config=SimpleNamespace(architectures=["LlamaForCausalLM"], model_type="llama"),
         )
         self.lychee = SimpleNamespace(
-            config=config, device="cpu", model="model", chosen=SimpleNamespace(describe=lambda: "plan")
+            config=config,
+            device="cpu",
+            model="model",
+            chosen=SimpleNamespace(describe=lambda: "plan"),
+            compressor=None,
+            weights=(Args.model_path, None),
         )
         self.lychee.spec = self._spec
         self.request_logger = SimpleNamespace(log_requests=False)

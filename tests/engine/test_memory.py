@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lychee_sgl.backend.memory import Room, around_chat
+from lychee_sgl.backend.memory import around_chat
+from lychee_sgl.backend.memory_room import Room
 from lychee_sgl.backend.summary import combine
 from lychee_sgl.config import EngineConfig
 from lychee_sgl.memory.gate import Classifier, Threshold, Weight
@@ -228,7 +229,8 @@ def test_a_user_without_a_home_chats_without_a_bank(monkeypatch: pytest.MonkeyPa
     for name in ("HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", nobody)
-    engine = SimpleNamespace(config=EngineConfig(), device="cpu", chosen=SimpleNamespace(describe=dict))
+    chosen = SimpleNamespace(describe=dict)
+    engine = SimpleNamespace(config=EngineConfig(), device="cpu", chosen=chosen, compressor=None, weights=(None, None))
     assert Room.of(SimpleNamespace(), engine).bank is None
 
 

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from lychee_sgl.compressor.model import Compressor, load_base, shape_of
 from lychee_sgl.heads.registry import shipped_plans
 from lychee_sgl.heads.shard import shard
+from lychee_sgl.models.embedded import ensure_unpacked
 from lychee_sgl.serve.solo import solo_engine
 
 if TYPE_CHECKING:
@@ -47,10 +49,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def environ(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Sparse from the first decode step on, by the embedded model's plan as three ranks can share it."""
+    """Sparse from the first decode step on, by the embedded model's plan as three ranks can share it.
+
+    And with a compressor that nobody has trained.
+    """
     plan = tmp_path_factory.mktemp("plan") / "tp3.json"
     shard(shipped_plans()[0], RANKS).plan.save(plan)
-    return {**ENVIRON, "LYCHEE_HEADS": str(plan)}
+    blocks = tmp_path_factory.mktemp("blocks")
+    base = load_base(ensure_unpacked(lambda _: None))
+    Compressor(base, shape_of(base, ratios=(2, 4), window=128, rank=2)).save(blocks / "compressor")
+    memory = {
+        "LYCHEE_COMPRESSOR": str(blocks / "compressor"),
+        "LYCHEE_MEMORY_BANK": str(blocks / "memory.sqlite"),
+        "LYCHEE_MEMORY_BANK_BYTES": "0",  # compressed blocks are kept, steps are not
+    }
+    return {**ENVIRON, **memory, "LYCHEE_HEADS": str(plan)}
 
 
 @pytest.fixture(scope="session")
