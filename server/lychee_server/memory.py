@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from lychee_server.schemas import LycheeRequest, MemoryInfo
 
 MODES: tuple[str, ...] = get_args(Memory)
-_LEAST = {"chunk": 64, "working_memory": 32}
+_LEAST = {"chunk": 64, "working_memory": 32, "ratio": 2}
 
 
 def parse_memory(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the entries `memory`, `chunk` and `working_memory`; null means "not given".
+    """Check the entries `memory`, `chunk`, `working_memory` and `ratio`; null means "not given".
 
     Raises:
         InvalidRequest: names the field, the value and what is allowed.
@@ -30,6 +30,8 @@ def parse_memory(raw: Mapping[str, Any]) -> dict[str, Any]:
         value = given.get(key)
         if value is None:
             continue
+        if key == "ratio" and mode != "compressed":
+            raise refuse("lychee.ratio", value, 'only with lychee.memory "compressed"')
         if mode in (None, "off"):
             raise refuse(f"lychee.{key}", value, 'only with lychee.memory "text" or "compressed"')
         if type(value) is not int or value < least:
@@ -59,4 +61,6 @@ def served_memory(asked: LycheeRequest, info: MemoryInfo | None, *, chat: bool) 
     if asked.memory not in modes:
         allowed = ", ".join(f'"{name}"' for name in (*modes, "off"))
         raise refuse("lychee.memory", asked.memory, f"{allowed} (what this engine can do)")
+    if asked.ratio is not None and info is not None and asked.ratio not in info.ratios:
+        raise refuse("lychee.ratio", asked.ratio, f"{', '.join(map(str, info.ratios))} (what this engine can do)")
     return asked

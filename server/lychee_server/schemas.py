@@ -15,7 +15,7 @@ Reason = Literal["request", "tier", "rule", "auto", "default", "min_recall", "ta
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
-MEMORY_KEYS = ("memory", "chunk", "working_memory")
+MEMORY_KEYS = ("memory", "chunk", "working_memory", "ratio")
 
 
 class LycheeRequest(BaseModel):
@@ -62,10 +62,14 @@ class LycheeRequest(BaseModel):
     memory: Memory | None = Field(
         default=None,
         description="Chats only. `text`: a document of any length is read block by block, and answered from notes. "
+        "`compressed`: the same over embeddings that stand for the blocks, where the engine has a compressor. "
         "`off`: it is not, whatever the engine does with documents beyond its window.",
     )
     chunk: int | None = Field(default=None, ge=64, description="With `memory`: most tokens of a block.")
     working_memory: int | None = Field(default=None, ge=32, description="With `memory`: most tokens of the notes.")
+    ratio: int | None = Field(
+        default=None, ge=2, description="With `memory` `compressed`: tokens that an embedding stands for."
+    )
 
     BESIDES: ClassVar[tuple[str, ...]] = ("policy", "seed", "cache_correction", *MEMORY_KEYS)
     """What goes to the engine as it is, whoever decides on the budget."""
@@ -96,6 +100,8 @@ class MemoryAnswer(BaseModel):
     retries: Count = Field(description="steps that were tried again")
     second_pass: bool = Field(description="whether skipped blocks were read again")
     seconds: Finite = Field(description="from the request to the answer's first token, about")
+    ratio: Count | None = Field(default=None, description="tokens that an embedding stood for, of compressed blocks")
+    compressed_blocks: Count | None = Field(default=None, description="blocks that were compressed for this answer")
 
 
 class LycheeAnswer(BaseModel):
@@ -117,7 +123,8 @@ class LycheeAnswer(BaseModel):
     def on_the_wire(self) -> dict[str, Any]:
         """Return the answer's object `lychee`; what may be absent is in it where there is any."""
         absent = {key for key in ("rule", "tier", "policy", "cache_correction", "memory") if getattr(self, key) is None}
-        return self.model_dump(exclude=absent)
+        told = self.model_dump(exclude=absent)
+        return told if self.memory is None else told | {"memory": self.memory.model_dump(exclude_none=True)}
 
 
 class EngineSummary(BaseModel):
@@ -180,6 +187,7 @@ class MemoryInfo(BaseModel):
 
     modes: tuple[str, ...]
     default: str
+    ratios: tuple[int, ...] = ()
 
 
 class SparsityInfo(BaseModel):

@@ -54,6 +54,7 @@ def events() -> list[Any]:
             {"lychee_memory": "compressed", "lychee_chunk": 64, "lychee_working_memory": 32},
         ),
         ({"memory": "text", "chunk": None}, {"lychee_memory": "text"}),
+        ({"memory": "compressed", "ratio": 8}, {"lychee_memory": "compressed", "lychee_ratio": 8}),
     ],
 )
 def test_accepted(raw, params):
@@ -77,6 +78,10 @@ def test_beside_a_recall_it_is_no_second_wish():
         ({"memory": "text", "working_memory": 31}, "lychee.working_memory is 31; allowed: an integer from 32"),
         ({"chunk": 512}, 'lychee.chunk is 512; allowed: only with lychee.memory "text" or "compressed"'),
         ({"memory": "off", "working_memory": 64}, "lychee.working_memory is 64; allowed: only with lychee.memory"),
+        ({"memory": "text", "ratio": 4}, 'lychee.ratio is 4; allowed: only with lychee.memory "compressed"'),
+        ({"ratio": 4}, 'lychee.ratio is 4; allowed: only with lychee.memory "compressed"'),
+        ({"memory": "compressed", "ratio": 1}, "lychee.ratio is 1; allowed: an integer from 2"),
+        ({"memory": "compressed", "ratio": 4.0}, "lychee.ratio is 4.0; allowed: an integer from 2"),
     ],
 )
 def test_refused(raw, message):
@@ -104,6 +109,24 @@ def test_what_route_or_engine_does_not_do_is_refused(info, chat, message):
     off = served_memory(LycheeRequest(memory="off"), info, chat=chat)
     # where nothing would be read there is nothing to switch off
     assert off == LycheeRequest(memory="off" if chat and info else None)
+
+
+def test_a_ratio_that_the_engines_compressor_has_not_is_refused():
+    info = MemoryInfo(modes=("text", "compressed"), default="ask", ratios=(2, 4))
+    asked = LycheeRequest(memory="compressed", ratio=4)
+    assert served_memory(asked, info, chat=True) == asked
+    with pytest.raises(InvalidRequest, match=r"^lychee.ratio is 8; allowed: 2, 4 \(what this engine can do\)"):
+        served_memory(LycheeRequest(memory="compressed", ratio=8), info, chat=True)
+
+
+def test_compressed_blocks_and_their_account_pass_the_gateway(start_gateway, engine):
+    read = {**READ, "mode": "compressed", "ratio": 8, "compressed_blocks": 3}
+    compressed = {"modes": ["text", "compressed"], "default": "ask", "ratio": 4, "ratios": [4, 8], "compressor": "ab"}
+    engine.info = {**INFO, "memory": compressed}
+    engine.script = Script(answer=chat_answer({**SUMMARY, "memory": read}))
+    answer = start_gateway().chat(lychee={"memory": "compressed", "ratio": 8})
+    assert answer.json()["lychee"]["memory"] == read
+    assert engine.bodies[0]["custom_params"] == {"lychee_memory": "compressed", "lychee_ratio": 8}
 
 
 def test_an_engine_without_it_is_not_asked(start_gateway, engine):
