@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from lychee_sgl.bench.memory_tasks import Asked, Document
     from lychee_sgl.heads.haystack import Haystack
 
-READING: Final = ("text", "text-gate", "text-oracle")
-"""Read block by block: all of them, those that the engine's gate accepts, those that hold a needed fact."""
+READING: Final = ("text", "text-gate", "text-oracle", "compressed")
+"""Read block by block: all of them, those that the engine's gate accepts, those that hold a needed fact; all of them,
+compressed."""
 METHODS: Final = (*READING, "retrieval", "truncation")
 ANSWER_SECONDS: Final = 7 * 24 * 3600.0
 _PASSAGE_TOKENS: Final = 256
@@ -51,6 +52,8 @@ class Plan:
         model: as the engine names it.
         haystack: digest of the text.
         gate: what the engine says of its gate; None: it has none.
+        compressor: digest of the engine's, where `compressed` is asked for.
+        ratio: tokens that an embedding stands for.
         answer_tokens: longest answer.
     """
 
@@ -62,6 +65,8 @@ class Plan:
     model: str
     haystack: str
     gate: Any = None
+    compressor: str | None = None
+    ratio: int | None = None
     answer_tokens: int = 40
 
     @property
@@ -261,11 +266,14 @@ class Bench:
     def _read(
         self, document: Document, asked: Asked, method: str, say: Callable[[str], None]
     ) -> tuple[str, int, dict[str, Any]]:
-        params: dict[str, Any] = {"lychee_memory": "text", "lychee_chunk": self._plan.chunk}
+        mode = "compressed" if method == "compressed" else "text"
+        params: dict[str, Any] = {"lychee_memory": mode, "lychee_chunk": self._plan.chunk}
         params["lychee_working_memory"] = self._plan.working_memory
+        if mode == "compressed":
+            params["lychee_ratio"] = self._plan.ratio
         if method == "text-oracle":
             params["lychee_gate"] = list(asked.needed)
-        elif method == "text" and self._plan.gate is not None:
+        elif method != "text-gate" and self._plan.gate is not None:
             params["lychee_gate"] = "off"
         body = {**self._body([document.text, asked.question]), "stream": True, "custom_params": params}
         body["stream_options"] = {"include_usage": True}
@@ -336,6 +344,21 @@ def served(address: str) -> tuple[str, object]:
         if info.status_code != 200 or "text" not in info.json().get("memory", {}).get("modes", ()):
             raise MemoryBenchError(f"{address} is no engine that reads documents block by block")
         return str(info.json()["model"]), info.json()["memory"].get("gate")
+
+
+def served_compressor(address: str, ratio: int | None) -> tuple[str, int]:
+    """The digest of an engine's compressor, and the ratio: the one asked for, else the engine's own.
+
+    Raises:
+        MemoryBenchError: the engine has no compressor, or not for this ratio.
+    """
+    with httpx.Client(base_url=address, timeout=300.0, trust_env=False) as http:
+        memory = http.get("/lychee/info").raise_for_status().json()["memory"]
+    if "compressed" not in memory["modes"]:
+        raise MemoryBenchError(f"{address} is no engine that compresses blocks: it has no compressor (--compressor)")
+    if ratio is not None and ratio not in memory["ratios"]:
+        raise MemoryBenchError(f"--ratio is {ratio}; allowed: {', '.join(map(str, memory['ratios']))}")
+    return str(memory["compressor"]), int(memory["ratio"] if ratio is None else ratio)
 
 
 def chars_per_token(address: str, model: str, text: Haystack) -> float:

@@ -25,11 +25,16 @@ def memory(
     documents: Annotated[int, typer.Option(min=1, help="Of each length; each is asked three questions.")] = 4,
     methods: Annotated[
         str,
-        typer.Option(help="With commas; also text-gate (with --gate) and text-oracle, a gate that knows the facts."),
+        typer.Option(
+            help="With commas; also compressed (with --compressor), text-gate (with --gate) and text-oracle, a gate "
+            "that knows the facts."
+        ),
     ] = "text,retrieval,truncation",
     chunk: Annotated[int, typer.Option(min=64, help="Most tokens of a block.")] = 4096,
     working_memory: Annotated[int, typer.Option(min=32, help="Most tokens of the notes.")] = 1024,
     gate: Annotated[str | None, typer.Option(help="Of text-gate: a least gain, a gate file or a shipped gate.")] = None,
+    compressor: Annotated[Path | None, typer.Option(help="Folder of the compressor of the engine started.")] = None,
+    ratio: Annotated[int | None, typer.Option(help="Of compressed blocks [default: the engine's]")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the documents.")] = 0,
     haystack: Annotated[Path | None, typer.Option(help="Text file or folder [default: Python's documentation]")] = None,
     engine_url: Annotated[str | None, typer.Option(help="A running engine; left out: one is started here.")] = None,
@@ -53,11 +58,14 @@ def memory(
         if word not in room.METHODS:
             raise typer.BadParameter(f"{word!r}; allowed: {', '.join(room.METHODS)}", param_hint="--methods")
     _check_gate(gate, wanted, engine_url)
+    if engine_url is not None and compressor is not None:
+        raise typer.BadParameter("a running engine has its own (LYCHEE_COMPRESSOR)", param_hint="--compressor")
     try:
-        with _engine(engine_url, model, engine_arg or [], gate, accelerator=accelerator) as address:
+        with _engine(engine_url, model, engine_arg or [], gate, compressor, accelerator=accelerator) as address:
             name, own_gate = room.served(address)
             if own_gate is None and "text-gate" in wanted:
                 raise room.MemoryBenchError(f"{address} has no gate (LYCHEE_MEMORY_GATE)")
+            compressing = room.served_compressor(address, ratio) if "compressed" in wanted else (None, None)
             text = built_in() if haystack is None else file_haystack(haystack)
             plan = room.Plan(
                 lengths=sizes,
@@ -68,6 +76,8 @@ def memory(
                 model=name,
                 haystack=text.digest,
                 gate=own_gate,
+                compressor=compressing[0],
+                ratio=compressing[1],
             )
             answers = room.Answers(out.with_suffix(".jsonl"), plan)
             chars = room.chars_per_token(address, name, text)
@@ -116,9 +126,15 @@ def _check_gate(gate: str | None, methods: Sequence[str], url: str | None) -> No
 
 @contextlib.contextmanager
 def _engine(
-    url: str | None, model: str | None, arguments: Sequence[str], gate: str | None, *, accelerator: bool
+    url: str | None,
+    model: str | None,
+    arguments: Sequence[str],
+    gate: str | None,
+    compressor: Path | None,
+    *,
+    accelerator: bool,
 ) -> Iterator[str]:
-    """A running engine, or one of our own without a bank: every first question is to be a first one."""
+    """A running engine, or one of our own without a bank of steps: every first question is to be a first one."""
     from lychee_sgl.serve.solo import solo_engine
 
     if url is not None:
@@ -127,10 +143,18 @@ def _engine(
     environ = {"LYCHEE_MEMORY_BANK_BYTES": "0", "LYCHEE_MEMORY_ORACLE": "1"}
     if gate is not None:
         environ["LYCHEE_MEMORY_GATE"] = str(Path(gate).resolve()) if Path(gate).is_file() else gate
+    if compressor is not None:
+        environ["LYCHEE_COMPRESSOR"] = str(compressor.resolve())
     words = tuple(word for argument in arguments for word in argument.split())
     with (
         tempfile.TemporaryDirectory() as state,
-        solo_engine(Path(state), model=model, engine_args=words, environ=environ, accelerator=accelerator) as address,
+        solo_engine(
+            Path(state),
+            model=model,
+            engine_args=words,
+            environ={**environ, "LYCHEE_MEMORY_BANK": str(Path(state) / "memory.sqlite")},
+            accelerator=accelerator,
+        ) as address,
     ):
         yield address
 

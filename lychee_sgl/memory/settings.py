@@ -133,8 +133,8 @@ def _gate(value: object, mode: str | None, *, oracle: bool) -> Literal["off"] | 
         return None
     if not oracle:
         raise _refused("gate", value, "only where LYCHEE_MEMORY_ORACLE is 1, for measurements")
-    if mode != "text":
-        raise _refused("gate", value, f"only with {PREFIX}memory 'text'")
+    if mode not in ("text", "compressed"):
+        raise _refused("gate", value, f"only with {PREFIX}memory 'text' or 'compressed'")
     if value == "off":
         return "off"
     if not isinstance(value, list) or not value or not all(isinstance(text, str) and text for text in value):

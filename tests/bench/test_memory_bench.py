@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lychee_sgl.bench.memory import Answers, Bench, MemoryBenchError, Plan, Row, chars_per_token, served, shortened
+from lychee_sgl.bench.memory import (
+    Answers,
+    Bench,
+    MemoryBenchError,
+    Plan,
+    Row,
+    chars_per_token,
+    served,
+    served_compressor,
+    shortened,
+)
 from lychee_sgl.bench.memory_report import plot, report
 from lychee_sgl.bench.memory_tasks import KINDS, documents
 from lychee_sgl.heads.haystack import Haystack
@@ -159,6 +169,23 @@ def test_an_engine_that_does_not_read_is_refused(address: str, engine: ScriptedE
         served(address)
 
 
+def test_compressed_blocks_are_asked_of_an_engine_that_names_them(
+    address: str, engine: ScriptedEngine, tmp_path: Path
+) -> None:
+    with pytest.raises(MemoryBenchError, match="no engine that compresses blocks"):
+        served_compressor(address, None)
+    told = {"modes": ["text", "compressed"], "default": "ask", "ratio": 4, "ratios": [2, 4], "compressor": "ab12"}
+    engine.info = {**INFO, "memory": told}
+    assert served_compressor(address, None) == ("ab12", 4)
+    assert served_compressor(address, 2) == ("ab12", 2)
+    with pytest.raises(MemoryBenchError, match=r"--ratio is 8; allowed: 2, 4"):
+        served_compressor(address, 8)
+    rows = ask(address, tmp_path / "a.jsonl", ("compressed",), replace(PLAN, compressor="ab12", ratio=2))
+    assert {(row.method, row.right, row.tokens_read) for row in rows} == {("compressed", True, 1500)}
+    expected = {"lychee_memory": "compressed", "lychee_chunk": 128, "lychee_working_memory": 64, "lychee_ratio": 2}
+    assert engine.bodies[0]["custom_params"] == expected
+
+
 def row(kind: str, order: int, method: str, right: bool, seconds: float) -> Row:
     return Row(
         document="d", tokens=1000, kind=kind, order=order, method=method, right=right, reply="", seconds=seconds,
@@ -203,6 +230,7 @@ def test_the_command_writes_json(address: str, engine: ScriptedEngine, tmp_path:
     assert CliRunner().invoke(app, ["memory", "--lengths", "12"]).exit_code == 2
     assert CliRunner().invoke(app, ["memory", "--methods", "magic"]).exit_code == 2
     assert CliRunner().invoke(app, [*words, "--gate", "1.2"]).exit_code == 2
+    assert CliRunner().invoke(app, [*words, "--compressor", str(tmp_path)]).exit_code == 2
     refused = CliRunner().invoke(app, ["memory", "--engine-url", "http://127.0.0.1:1", "--out", str(out)])
     assert (refused.exit_code, refused.output.startswith("error: ")) == (1, True)
 
