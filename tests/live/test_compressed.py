@@ -29,6 +29,7 @@ def ask(lychee: Client, question: str) -> dict[str, Any]:
 
 
 def test_blocks_are_compressed_once_and_cached_under_their_own_key(lychee: Client) -> None:
+    pytest.importorskip("peft")
     info = lychee.http.get("/lychee/info").json()["memory"]
     assert (info["modes"], info["ratio"], info["ratios"]) == (["text", "compressed"], 4, [2, 4])
     lychee.flush()

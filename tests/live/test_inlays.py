@@ -78,7 +78,8 @@ class Asker:
         return list(self.engine.loop.run_until_complete(together()))
 
     def flush(self) -> None:
-        assert self.engine.flush_cache().success
+        flushed = self.manager.flush_cache(timeout_s=30)  # waits until what was answered last has ended
+        assert self.engine.loop.run_until_complete(flushed).success
 
     def ids(self, *texts: str) -> list[list[int]]:
         return self.model.encode(texts)
