@@ -107,9 +107,7 @@ class MemoryRequest:
         if ratio is not None and mode != "compressed":
             raise _refused("ratio", ratio, f"only with {PREFIX}memory 'compressed'")
         gate = _gate(given["gate"], mode, oracle=oracle)
-        return cls(
-            mode=mode, chunk=given["chunk"], working_memory=given["working_memory"], ratio=ratio, gate=gate
-        )
+        return cls(mode=mode, chunk=given["chunk"], working_memory=given["working_memory"], ratio=ratio, gate=gate)
 
     def chosen_gate(self, own: Gate | None) -> Gate | None:
         """Gives the gate for this request: the engine's own one, unless a measurement asked for another."""
