@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from lychee_sgl.memory.bank import Bank
 from lychee_sgl.memory.blocks import PLACEHOLDER, BlockBank
 from lychee_sgl.memory.chunks import Block
+from lychee_sgl.memory.gate import Threshold
 from lychee_sgl.memory.loop import BlockFailed, Reader, Reading
 from lychee_sgl.memory.settings import ReadSettings, check_fits
 from lychee_sgl.memory.split import Refused
@@ -25,6 +26,8 @@ from tests.memory.test_loop import QUESTION, document
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from lychee_sgl.memory.gate import Gate
 
 TEXT = ReadSettings(chunk=64, working_memory=64)
 FACTS = {1: "The key is under the mat.", 3: "Nobody found the key yet."}
@@ -51,8 +54,8 @@ async def read(
 
 
 @pytest.mark.parametrize("ratio", [2, 16])
-@pytest.mark.parametrize("gate", [None, 0.5])
-async def test_what_is_read_is_the_block_and_its_length_the_compressed_one(ratio: int, gate: float | None) -> None:
+@pytest.mark.parametrize("gate", [None, Threshold(0.5)])
+async def test_what_is_read_is_the_block_and_its_length_the_compressed_one(ratio: int, gate: Gate | None) -> None:
     plain, model, packing = ScriptedModel(wanted=["key"]), ScriptedModel(wanted=["key"]), Packing(ratio)
     text = [event async for event in Reader(plain, None, replace(TEXT, gate=gate)).read(document(5, FACTS), QUESTION)]
     wanted = replace(TEXT, gate=gate, ratio=ratio)
