@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -63,19 +65,26 @@ def router(
     requests: Annotated[int, typer.Option(min=100, help="Mixed requests.")] = 2_000,
     at_once: Annotated[int, typer.Option(min=1, help="Clients.")] = 32,
     kills: Annotated[int, typer.Option(min=0, help="Engines that are killed and brought back, in turn.")] = 1,
+    engine: Annotated[
+        str, typer.Option(help="echo: needs no model; lychee: real engines on this CPU, of which one is killed.")
+    ] = "echo",
+    logs: Annotated[Path | None, typer.Option(help="Folder that keeps the real engines' logs.")] = None,
 ) -> None:
-    """Mixed requests through the gateway and SGLang's router to two engines, one of which dies; needs no model."""
-    from lychee_sgl.bench import gateway_mix
+    """Mixed requests through the gateway and SGLang's router to two engines, one of which dies."""
     from lychee_sgl.bench.gateway_parts import GatewayBenchError
+    from lychee_sgl.serve.supervisor import StartFailed
 
     console = Console(stderr=True)
-    if importlib.util.find_spec("smg") is None:
-        console.print("error: SGLang's router is not installed: it comes with the extra `router`", markup=False)
+    problem = _router_problem(engine, kills)
+    if problem is not None:
+        console.print(f"error: {problem}", markup=False)
         raise typer.Exit(1)
     try:
-        with console.status("") as status:
-            record = gateway_mix.run(requests, status.update, at_once=at_once, kills=kills, routed=True)
-    except GatewayBenchError as error:
+        if engine == "echo":
+            record = _echo(console, requests, at_once, kills)
+        else:
+            record = _real(console, requests, at_once, logs)
+    except (GatewayBenchError, StartFailed, ValueError) as error:
         console.print(f"error: {error}", markup=False)
         raise typer.Exit(1) from error
     record["versions"]["smg"] = version("smg")
@@ -86,6 +95,34 @@ def router(
         f"{record['gateway_counted']}, of each engine {record['replicas']}; "
         f"{'; '.join(record['problems']) or 'all add up'}",
         highlight=False,
+        markup=False,
     )
     if record["problems"]:
         raise typer.Exit(1)
+
+
+def _router_problem(engine: str, kills: int) -> str | None:
+    if importlib.util.find_spec("smg") is None:
+        return "SGLang's router is not installed: it comes with the extra `router`"
+    if engine not in ("echo", "lychee"):
+        return f"--engine is {engine!r}; allowed: echo, lychee"
+    if engine == "lychee" and kills != 1:
+        return f"--kills is {kills}; allowed with --engine lychee: 1"
+    return None
+
+
+def _echo(console: Console, requests: int, at_once: int, kills: int) -> dict[str, Any]:
+    from lychee_sgl.bench import gateway_mix
+
+    with console.status("") as status:
+        return gateway_mix.run(requests, status.update, at_once=at_once, kills=kills, routed=True)
+
+
+def _real(console: Console, requests: int, at_once: int, logs: Path | None) -> dict[str, Any]:
+    from lychee_sgl.bench import router_real
+
+    wanted = router_real.Wanted(requests=requests, at_once=at_once)
+    with contextlib.ExitStack() as stack:
+        state = logs if logs is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        state.mkdir(parents=True, exist_ok=True)
+        return router_real.run(wanted, state, lambda line: console.log(line, markup=False, highlight=False))

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol
 
 import aiohttp
 import httpx
@@ -18,7 +19,7 @@ from lychee_sgl.serve.reaper import die_with_parent
 from lychee_sgl.serve.solo import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 CHAT = "/v1/chat/completions"
 START_SECONDS = 60.0
@@ -78,24 +79,47 @@ class Child:
             self._process = None
 
 
-def router(engines: Sequence[Child]) -> Child:
-    """SGLang's router before these engines, in a hurry: it looks every second whether one is back.
+class Addressed(Protocol):
+    """Something with an address."""
 
-    One failure takes an engine out for a second. With a higher threshold the router tries a dead engine again and again
-    until its tries are used up.
+    @property
+    def url(self) -> str:
+        """The address."""
+
+
+HURRIED = {
+    "--policy": "cache_aware",
+    "--worker-startup-check-interval": "1",
+    "--health-check-interval-secs": "1",
+    "--health-success-threshold": "1",
+    "--health-failure-threshold": "1",
+    "--cb-failure-threshold": "1",
+    "--cb-timeout-duration-secs": "1",
+}
+"""The router's options for engines that answer at once: it looks every second whether one is back.
+
+One failure takes an engine out for a second. With a higher threshold the router tries a dead engine again and again
+until its tries are used up.
+"""
+DEPLOYED = {
+    "--policy": "cache_aware",
+    "--cb-failure-threshold": "1",
+    "--cb-timeout-duration-secs": "10",
+    "--health-check-interval-secs": "5",
+    "--worker-startup-check-interval": "5",
+}
+"""The options that the container of the router starts with."""
+
+
+def router(engines: Sequence[Addressed], options: Mapping[str, str] = MappingProxyType(HURRIED)) -> Child:
+    """SGLang's router before these engines.
+
+    Args:
+        engines: which.
+        options: its command line's.
     """
-    options = {
-        "--policy": "cache_aware",
-        "--prometheus-port": str(free_port()),
-        "--log-level": "error",
-        "--worker-startup-check-interval": "1",
-        "--health-check-interval-secs": "1",
-        "--health-success-threshold": "1",
-        "--health-failure-threshold": "1",
-        "--cb-failure-threshold": "1",
-        "--cb-timeout-duration-secs": "1",
-    }
-    words = [word for pair in options.items() for word in pair]
+    given = {"--prometheus-port": str(free_port()), "--log-level": "error", **options}
+    words = [word for pair in given.items() for word in pair]
     urls = [engine.url for engine in engines]
     return Child("smg.launch_router", "--host", "127.0.0.1", *words, "--worker-urls", *urls, ready="/readiness")
 
