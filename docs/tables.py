@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from table_text import MEASUREMENTS, ROOT, Record
 from tables_cpu import cpu_speed, demo, gateway, questions, recall_hold, start
 from tables_eval import eval_gate
-from tables_gpu import gpu_attention, gpu_engine, gpu_engine_more
+from tables_gpu import gpu_attention, gpu_engine, gpu_engine_more, gpu_ranks
 from tables_memory import memory_arms, memory_gate
 from tables_plans import plans
+from tables_router import router_engines
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 PAGES = tuple(
     ROOT / folder / "README.md"
-    for folder in (".", "server", "kernels", "lychee_sgl/heads", "lychee_sgl/eval", "lychee_sgl/memory")
+    for folder in (".", "server", "kernels", "lychee_sgl/heads", "lychee_sgl/eval", "lychee_sgl/memory", "deploy")
 )
 SECTION = re.compile(r"(?<=<!-- table: )(?P<name>[\w-]+) -->\n.*?(?=<!-- end -->)", re.DOTALL)
 
@@ -43,6 +44,8 @@ TABLES: dict[str, tuple[str, Callable[[Record, str], str]]] = {
     "eval-gate": ("eval-gate.json", eval_gate),
     "memory-gate": ("memory-gate.json", memory_gate),
     "memory-arms": ("memory-arms.json", memory_arms),
+    "router-engines": ("router-engines.json", router_engines),
+    "gpu-tp2": ("gpu-tp2.json", gpu_ranks),
 }
 
 

@@ -130,6 +130,74 @@ def _gpu_rows(record: Record) -> str:
     return markdown(head, rows)
 
 
+def gpu_ranks(record: Record, file: str) -> str:
+    """Several GPUs: speedup beside that of one, plans of two kinds, and whether the tokens are one GPU's."""
+    ours, other = record["lychee"]["batches"], record.get("lychee_unbalanced", {"batches": {}})["batches"]
+    kept = record.get("kept", {}).get("lychee", {})
+    rows = []
+    for name, line in ours.items():
+        stock = record.get("flashinfer", {"batches": {}})["batches"].get(name, line)["dense"]["median_ms"]
+        rows.append(
+            (
+                _batch(name),
+                f"{stock:.2f} ms",
+                f"{line['sparse']['median_ms']:.2f} ms",
+                f"**{line['speedup']:.2f}x**",
+                f"{kept[name]:.2f}" if name in kept else "-",
+                f"{other[name]['sparse']['median_ms']:.2f} ms" if name in other else "-",
+                percent(line["attended_fraction"]),
+            )
+        )
+    head = ("contexts x requests", "FlashInfer", "balanced plan", "", "of one GPU's", "unbalanced plan", "attended")
+    device = record["device"].partition(" x ")[2] or record["device"]
+    return (
+        f"Time per token inside SGLang on {record['tp']} GPUs (`--tp {record['tp']}`), in the shape of "
+        f"{_about(record)}. *Of one GPU's*: this speedup over that of one GPU. Where all retrieval heads behind the "
+        "first layer lie on one rank (*unbalanced*), the others wait for it.\n\n"
+        f"{markdown(head, rows)}\n"
+        f"{_where_time_goes(record)}{_tokens_told(record)}"
+        f"{device}, SGLang {record['versions']['sglang']}, torch {record['versions']['torch']}, {record['date']}. "
+        f"Again: `{record['command']}`. Data: [{file}](../docs/measurements/{file}).\n"
+    )
+
+
+def _where_time_goes(record: Record) -> str:
+    """A step's time by what kernels are for, mean over the ranks, of the batches that were profiled."""
+    rows = []
+    for key in ("lychee", "lychee_unbalanced"):
+        for name, line in record.get(key, {"batches": {}})["batches"].items():
+            for way, ranks in line.get("profile", {}).items():
+                if way == "dense" and key != "lychee":
+                    continue
+                label = "dense" if way == "dense" else record[key]["placement"]
+                spans = " / ".join(f"{rank['groups_ms']['attention']:.2f}" for rank in ranks)
+                means = [
+                    sum(rank["groups_ms"][group] for rank in ranks) / len(ranks)
+                    for group in ("selection", "matrices", "all-reduce", "other")
+                ]
+                rows.append((_batch(name), label, spans, *(f"{mean:.2f}" for mean in means)))
+    if not rows:
+        return ""
+    head = ("contexts x requests", "", "attention, by rank", "selection", "matrices", "all-reduce", "other")
+    return f"Milliseconds of kernels in a step; selection runs beside the rest:\n\n{markdown(head, rows, left=2)}\n"
+
+
+def _tokens_told(record: Record) -> str:
+    found = record.get("tokens")
+    if not found:
+        return ""
+    (stock,) = [key for key in found if isinstance(found[key], dict) and "noise" in found[key] and "beside" not in key]
+    parts = [
+        f"{name} {told['identical']} of {told['answers']} identical, {told['near_ties']} from a near tie on"
+        for name, told in ((f"stock SGLang ({stock})", found[stock]), *found["lychee"].items())
+    ]
+    return (
+        f"Greedy answers of a random model on {found['tp']} GPUs against one: {'; '.join(parts)}. A near tie is a "
+        f"gap below {found[stock]['noise']:.3f}, by which stock's own gaps change between one GPU and "
+        f"{found['tp']}.\n\n"
+    )
+
+
 def gpu_attention(record: Record, file: str) -> str:
     """Attention of a whole step on a GPU, and where its time goes."""
     rows, split = [], []

@@ -206,6 +206,7 @@ def gpu(
     against: Annotated[
         Path | None, typer.Option(help="A measurement on one GPU: how much of its speedup is left.")
     ] = None,
+    profile: Annotated[bool, typer.Option(help="Say for every batch where the time goes, on every rank.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure everything again.")] = False,
 ) -> None:
     """Time per token inside SGLang on GPUs: ours against FlashInfer's dense decode, with dummy weights."""
@@ -226,7 +227,7 @@ def gpu(
         wanted = Wanted(
             model=model, cases=parsed.pop("ours"), stock={name: found for name, found in parsed.items() if found},
             retrieval=retrieval_heads, budget=budget, repeats=repeats, engine_args=tuple(engine_args.split()), tp=tp,
-            placements=tuple(plans.split(",")), tokens=tokens, against=against,
+            placements=tuple(plans.split(",")), tokens=tokens, against=against, profiled=profile,
         )  # fmt: skip
         measure(wanted, out, fresh=fresh, say=lambda line: console.print(line, markup=False, soft_wrap=True))
     except (StartFailed, ValueError, OSError) as error:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from lychee_sgl.bench.gpu_profile import ProfileFailed, profile
 from lychee_sgl.heads.plan import HeadPlan, ModelShape, PlanDefaults
 from lychee_sgl.heads.ranks import pace, rank_heads
 from lychee_sgl.heads.shard import shard
@@ -165,16 +166,20 @@ def prompts(case: Case, vocabulary: int) -> list[list[int]]:
     ]
 
 
-def generate(address: str, ids: list[list[int]], budgets: tuple[int | str, ...], tokens: int) -> list[dict[str, Any]]:
-    """Generates for a whole batch in one request; gives each row's `meta_info`."""
-    body = {
+def batch_body(ids: list[list[int]], budgets: tuple[int | str, ...], tokens: int) -> dict[str, Any]:
+    """Gives the body of `/generate` for a whole batch."""
+    return {
         "input_ids": ids,
         "sampling_params": [
             {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True, "custom_params": {"lychee_budget": budget}}
             for budget in budgets
         ],
     }
-    response = httpx.post(f"{address}/generate", json=body, timeout=900)
+
+
+def generate(address: str, ids: list[list[int]], budgets: tuple[int | str, ...], tokens: int) -> list[dict[str, Any]]:
+    """Generates for a whole batch in one request; gives each row's `meta_info`."""
+    response = httpx.post(f"{address}/generate", json=batch_body(ids, budgets, tokens), timeout=900)
     response.raise_for_status()
     return [answer["meta_info"] for answer in response.json()]
 
@@ -192,8 +197,20 @@ def per_token(address: str, ids: list[list[int]], budgets: tuple[int | str, ...]
     return {"median_ms": statistics.median(taken), "least_ms": min(taken), "most_ms": max(taken), "repeats": repeats}
 
 
-def measure(address: str, case: Case, *, vocabulary: int, repeats: int, sparse: bool) -> dict[str, Any]:
-    """Measures a batch dense and, where the engine is ours, at its budgets."""
+def measure(
+    address: str, case: Case, *, vocabulary: int, repeats: int, sparse: bool, traces: Path | None = None, tp: int = 1
+) -> dict[str, Any]:
+    """Measures a batch dense and, where the engine is ours, at its budgets.
+
+    Args:
+        address: of the engine.
+        case: the batch.
+        vocabulary: of the model.
+        repeats: how often it is timed.
+        sparse: the engine is ours.
+        traces: folder for traces of some steps; None: no profile.
+        tp: ranks.
+    """
     ids = prompts(case, vocabulary)
     dense = ("dense",) * len(ids)
     start = time.perf_counter()
@@ -209,6 +226,14 @@ def measure(address: str, case: Case, *, vocabulary: int, repeats: int, sparse: 
         line["attended_fraction"] = sum(s[0] for s in steps) / max(1, sum(s[1] for s in steps))
         recalls = [s[5] for s in steps if s[5] is not None]
         line["recall"] = statistics.fmean(recalls) if recalls else None
+    if traces is not None:
+        ways = {"dense": dense} | ({"sparse": case.budgets} if sparse else {})
+        try:
+            line["profile"] = {
+                way: profile(address, batch_body(ids, budgets, LONG), traces, tp) for way, budgets in ways.items()
+            }
+        except ProfileFailed as error:  # the times stand without it
+            line["profile_failed"] = str(error)
     return line
 
 
@@ -227,12 +252,15 @@ def run(
     save: Callable[[dict[str, Any]], None],
     tp: int = 1,
     placements: tuple[str, ...] = ("random",),
+    profiled: bool = False,
     done: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[str]]:
     """Measures our engine on `cases`, then stock engines, by backend, on `stock_cases`; saves after every batch.
 
+    An engine that fails costs its own batches, not those of the others.
+
     Args:
-        state: folder for logs and plans.
+        state: folder for logs, plans and traces.
         model: folder with a `config.json`.
         cases: batches for ours.
         stock_cases: batches for stock engines, by backend.
@@ -246,13 +274,18 @@ def run(
         tp: tensor-parallel ranks.
         placements: plans for ours, as in `head_plan`: an engine for each; the first is called `lychee` in the record,
             the others `lychee_<placement>`.
+        profiled: say for every batch where the time goes.
         done: the record of a run that broke off; what it has is not measured again.
+
+    Returns:
+        The record, and what failed.
     """
     config = json.loads((model / "config.json").read_text())
     settings: dict[str, Any] = {"model": config["model_type"], "retrieval_heads": retrieval, "budget": budget}
     settings |= {"engine_args": list(engine_args), "tp": tp, "repeats": repeats}
     record = done if done and {key: done.get(key) for key in settings} == settings else settings
     ours = {"lychee" if i == 0 else f"lychee_{name}": name for i, name in enumerate(placements)}
+    failed = []
     for key, batches in (dict.fromkeys(ours, cases) | stock_cases).items():
         missing = {name: case for name, case in batches.items() if name not in record.get(key, {}).get("batches", {})}
         if not missing:
@@ -264,14 +297,20 @@ def run(
             environment = {"LYCHEE_HEADS": str(state / f"{key}.json")} | environ
             about = {"placement": ours[key], "pace": pace(plan, tp)}
         backend = "lychee" if key in ours else key
-        with engine(state, model=model, backend=backend, args=engine_args, environ=environment, tp=tp) as running:
-            address, seconds = running
-            say(f"{key} engine up after {seconds:.0f} s")
-            lines = record.setdefault(key, {"batches": {}}) | about | {"start_seconds": seconds}
-            record[key] = lines
-            for name, case in missing.items():
-                line = measure(address, case, vocabulary=config["vocab_size"], repeats=repeats, sparse=key in ours)
-                lines["batches"][name] = line
-                say(f"{key} {name}: {json.dumps(line)}")
-                save(record)
-    return record
+        try:
+            with engine(state, model=model, backend=backend, args=engine_args, environ=environment, tp=tp) as running:
+                address, seconds = running
+                say(f"{key} engine up after {seconds:.0f} s")
+                lines = record.setdefault(key, {"batches": {}}) | about | {"start_seconds": seconds}
+                record[key] = lines
+                for name, case in missing.items():
+                    lines["batches"][name] = measure(
+                        address, case, vocabulary=config["vocab_size"], repeats=repeats, sparse=key in ours, tp=tp,
+                        traces=state if profiled else None,
+                    )  # fmt: skip
+                    say(f"{key} {name}: {json.dumps(lines['batches'][name])}")
+                    save(record)
+        except (StartFailed, httpx.HTTPError) as error:
+            failed.append(f"{key}: {error}")
+            say(failed[-1])
+    return record, failed

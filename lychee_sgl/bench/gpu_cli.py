@@ -7,9 +7,12 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import httpx
+
 from lychee_sgl.bench import gpu, gpu_tokens
 from lychee_sgl.bench.machine import describe, device_name
 from lychee_sgl.serve.preflight import accelerators
+from lychee_sgl.serve.supervisor import StartFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +37,7 @@ class Wanted:
         placements: where the plans' retrieval heads lie.
         tokens: prompts of the comparison with one rank; 0: none.
         against: a measurement on one GPU, or None.
+        profiled: say for every batch where the time goes.
     """
 
     model: Path
@@ -47,6 +51,7 @@ class Wanted:
     placements: tuple[str, ...]
     tokens: int
     against: Path | None
+    profiled: bool = False
 
     def __post_init__(self) -> None:
         for name in self.placements:
@@ -54,6 +59,8 @@ class Wanted:
                 raise ValueError(f"--plans has {name!r}; allowed: {', '.join(PLACEMENTS)}")
         if self.tokens and self.tp == 1:
             raise ValueError("--tokens compares --tp ranks with one; allowed with --tp 2 and more")
+        if self.against is not None:
+            _one_gpu(self.against)
 
 
 def measure(wanted: Wanted, out: Path, *, fresh: bool, say: Callable[[str], None]) -> None:
@@ -64,6 +71,9 @@ def measure(wanted: Wanted, out: Path, *, fresh: bool, say: Callable[[str], None
         out: the record.
         fresh: forget what it has.
         say: told of every line.
+
+    Raises:
+        StartFailed: a part failed; all others are in the record, and another call goes on with what is missing.
     """
     state = out.parent / "gpu-bench"
     state.mkdir(parents=True, exist_ok=True)
@@ -76,34 +86,57 @@ def measure(wanted: Wanted, out: Path, *, fresh: bool, say: Callable[[str], None
         parts = {**record, **here, **({"tokens": compared} if compared else {}), **({"kept": kept} if kept else {})}
         out.write_text(json.dumps(parts, indent=1) + "\n")
 
-    record = gpu.run(
+    record, failed = gpu.run(
         state, model=wanted.model, cases=wanted.cases, stock_cases=wanted.stock, retrieval=wanted.retrieval,
         budget=wanted.budget, engine_args=wanted.engine_args, environ={}, repeats=wanted.repeats, say=say, save=save,
-        tp=wanted.tp, placements=wanted.placements, done=before,
+        tp=wanted.tp, placements=wanted.placements, profiled=wanted.profiled, done=before,
     )  # fmt: skip
     asked = (wanted.tokens, wanted.tp)
     if wanted.tokens and (not compared or (compared["prompts"], compared["tp"]) != asked):
-        gpus = bool(accelerators(os.environ))
-        compared = {"prompts": wanted.tokens} | gpu_tokens.run(
-            state,
-            tp=wanted.tp,
-            stock="flashinfer" if gpus else "torch_native",
-            together=gpus,
-            sizes=gpu_tokens.Sizes() if gpus else gpu_tokens.TINY,
-            prompts=wanted.tokens,
-            longest=6000 if gpus else 700,
-            engine_args=gpu_tokens.GPU_ARGS if gpus else (),
-            say=say,
-        )
-        say(f"tokens: {json.dumps(compared)}")
+        try:
+            compared = _tokens(state, wanted, say)
+        except (StartFailed, httpx.HTTPError) as error:
+            failed.append(f"tokens: {error}")
     save(record)
+    if failed:
+        raise StartFailed("; ".join(failed))
+
+
+def _tokens(state: Path, wanted: Wanted, say: Callable[[str], None]) -> dict[str, Any]:
+    gpus = bool(accelerators(os.environ))
+    found = {"prompts": wanted.tokens} | gpu_tokens.run(
+        state,
+        tp=wanted.tp,
+        stock="flashinfer" if gpus else "torch_native",
+        together=gpus,
+        sizes=gpu_tokens.Sizes() if gpus else gpu_tokens.TINY,
+        prompts=wanted.tokens,
+        longest=6000 if gpus else 700,
+        engine_args=gpu_tokens.GPU_ARGS if gpus else (),
+        say=say,
+    )
+    say(f"tokens: {json.dumps(found)}")
+    return found
+
+
+def _one_gpu(against: Path) -> dict[str, Any]:
+    """Reads the batches of a measurement on one GPU.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        found: dict[str, Any] = json.loads(against.read_text())["lychee"]["batches"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--against is {against}; allowed: a JSON of `bench gpu` on one GPU ({error!r})") from error
+    return found
 
 
 def left_of(record: dict[str, Any], against: Path | None) -> dict[str, dict[str, float]]:
     """How much of one GPU's speedup is left on several: by engine and batch, 1 is all of it."""
     if against is None:
         return {}
-    one = json.loads(against.read_text())["lychee"]["batches"]
+    one = _one_gpu(against)
     return {
         key: {
             name: line["speedup"] / one[name]["speedup"]

@@ -7,6 +7,7 @@ here are random too, but lie in a file: a model of Llama's kind with few layers.
 from __future__ import annotations
 
 import json
+import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from lychee_sgl.bench.gpu import engine, head_plan
 from lychee_sgl.bench.near_ties import TOP, alternatives, near_tie, noise
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 BUDGETS: tuple[int | str, ...] = ("dense", 512)
@@ -157,6 +158,12 @@ def judge(one: list[Answer], several: list[Answer], allowed: float | None) -> di
     }
 
 
+def visible_gpu(environ: Mapping[str, str], number: int) -> str:
+    """Names one of the GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` does."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES", "").strip()
+    return visible.split(",")[number].strip() if visible else str(number)
+
+
 def run(
     state: Path,
     *,
@@ -193,7 +200,7 @@ def run(
         # two engines at a time find each other's memory in use, which SGLang takes for ranks that differ
         environ = {"SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK": "0"}
         if together and ranks == 1:
-            environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+            environ["CUDA_VISIBLE_DEVICES"] = visible_gpu(os.environ, gpu)
         if backend == "lychee":
             environ |= {"LYCHEE_HEADS": str(state / "tokens-plan.json"), "LYCHEE_DENSE_BELOW": "0"}
         budgets = BUDGETS if backend == "lychee" else ("dense",)

@@ -147,5 +147,5 @@ def _asked(number: int, kind: str, document: str, mark: str, model: str, draw: r
     if chance > 0.93:
         body["max_tokens"] = LONGEST
         leaving = {"leave_chunks": chunks} if body["stream"] else {"leave_seconds": seconds}
-        return Asked(number=number, kind=kind, path=path, body=body, mark=mark, **leaving)  # type: ignore[arg-type]
+        return Asked(number=number, kind=kind, path=path, body=body, mark=mark, **leaving)
     return Asked(number=number, kind=kind, path=path, body=body, mark=mark)

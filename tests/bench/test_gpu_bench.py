@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
-from lychee_sgl.bench import gpu, gpu_cli, gpu_tokens
+from lychee_sgl.bench import gpu, gpu_cli, gpu_profile, gpu_tokens
 from lychee_sgl.bench.cli import app
 from lychee_sgl.bench.near_ties import first_difference, near_tie, noise
 from lychee_sgl.heads.ranks import allowed_sizes, pace, retrieval_by_rank
+from lychee_sgl.serve.supervisor import StartFailed
 
 LLAMA = json.loads((Path(gpu.__file__).parent / "shapes" / "llama-3.1-8b" / "config.json").read_text())
 
@@ -56,6 +59,11 @@ def test_the_random_model_is_the_same_each_time(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a" / "config.json").read_text())["num_key_value_heads"] == 2
 
 
+def test_one_of_the_gpus_that_may_be_used() -> None:
+    assert [gpu_tokens.visible_gpu({}, n) for n in (0, 1)] == ["0", "1"]
+    assert [gpu_tokens.visible_gpu({"CUDA_VISIBLE_DEVICES": "2, 3"}, n) for n in (0, 1)] == ["2", "3"]
+
+
 def test_a_run_that_broke_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines are stood in for: there is no GPU to start them on."""
     started, measured = [], []
@@ -92,3 +100,79 @@ def test_a_run_that_broke_off_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     assert CliRunner().invoke(app, words).exit_code == 0
     assert len(started) == 3  # all was there
     assert CliRunner().invoke(app, [*words, "--plans", "best"]).exit_code == 1
+    answer = CliRunner().invoke(app, [*words, "--against", str(tmp_path / "none.json")])
+    assert answer.exit_code == 1
+    assert "allowed: a JSON of `bench gpu` on one GPU" in answer.output
+
+
+def test_an_engine_that_fails_costs_its_own_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first engine does not start, the token comparison does not either: what lies between is kept."""
+
+    @contextlib.contextmanager
+    def engine(state: Path, **wanted: Any):
+        if wanted["environ"]["LYCHEE_HEADS"].endswith("lychee.json"):
+            raise StartFailed("no memory")
+        yield "address", 1.0
+
+    def tokens(*_: Any, **__: Any) -> dict[str, Any]:
+        raise httpx.ReadTimeout("silent")
+
+    monkeypatch.setattr(gpu, "engine", engine)
+    monkeypatch.setattr(gpu, "measure", lambda *_, **__: {"speedup": 2.0})
+    monkeypatch.setattr(gpu_tokens, "run", tokens)
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    out = tmp_path / "out.json"
+    words = ["gpu", "--model", str(tmp_path), "--out", str(out), "--cases", "100x2", "--tp", "2", "--tokens", "3"]
+    told = CliRunner().invoke(app, [*words, "--plans", "balanced,unbalanced"])
+    assert told.exit_code == 1
+    assert "lychee: no memory; tokens: silent" in " ".join(told.output.split())
+    record = json.loads(out.read_text())
+    assert "lychee" not in record
+    assert record["lychee_unbalanced"]["batches"] == {"100x2": {"speedup": 2.0}}
+
+
+def test_a_trace_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def event(name: str, ts: float, dur: float, cat: str = "kernel") -> dict[str, Any]:
+        return {"name": name, "cat": cat, "ts": ts, "dur": dur, "ph": "X"}
+
+    events = [
+        event("cudaGraphLaunch", 0, 9000, cat="cuda_runtime"),
+        event("cudaGraphLaunch", 9000, 9, cat="cuda_runtime"),
+        event("attend_kernel", 1000, 1000),
+        event("count_scores_kernel", 1500, 1000),  # beside the attention
+        event("nvjet_hsh_128x64", 4000, 500),
+        event("void sglang::cross_device_reduce_1stage<2>", 5000, 200),
+        event("Memcpy DtoH", 5200, 100, cat="gpu_memcpy"),
+        {"name": "process_name", "ph": "M"},
+    ]
+    expected = {
+        "steps": 2,
+        "span_ms": 2.15,
+        "busy_ms": 1.15,
+        "groups_ms": {"all-reduce": 0.1, "attention": 0.5, "selection": 0.5, "matrices": 0.25, "other": 0.05},
+    }
+    assert gpu_profile.digest(events) == expected
+    assert gpu_profile.digest([])["span_ms"] == 0
+    with gzip.open(tmp_path / "trace.json.gz", "wt") as file:
+        json.dump({"traceEvents": events}, file)
+    assert gpu_profile._events(tmp_path / "trace.json.gz") == events
+    monkeypatch.setattr(gpu_profile, "WRITE_SECONDS", 0.0)
+    (tmp_path / "cut.gz").write_bytes((tmp_path / "trace.json.gz").read_bytes()[:-20])
+    for name in ("cut.gz", "none.gz"):
+        with pytest.raises(gpu_profile.ProfileFailed, match=f"{name} cannot be read"):
+            gpu_profile._events(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "group"),
+    [
+        ("ncclDevKernel_AllReduce_Sum_bf16_RING_LL", "all-reduce"),
+        ("BatchDecodeWithPagedKVCacheKernel", "attention"),
+        ("merge_kernel", "attention"),
+        ("compact_kernel", "selection"),
+        ("cutlass_80_tensorop_bf16_s16816gemm", "matrices"),
+        ("_snapshot_kernel", "other"),
+    ],
+)
+def test_kernels_by_what_they_are_for(kernel: str, group: str) -> None:
+    assert gpu_profile.group_of(kernel) == group
