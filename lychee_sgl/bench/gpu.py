@@ -197,20 +197,8 @@ def per_token(address: str, ids: list[list[int]], budgets: tuple[int | str, ...]
     return {"median_ms": statistics.median(taken), "least_ms": min(taken), "most_ms": max(taken), "repeats": repeats}
 
 
-def measure(
-    address: str, case: Case, *, vocabulary: int, repeats: int, sparse: bool, traces: Path | None = None, tp: int = 1
-) -> dict[str, Any]:
-    """Measures a batch dense and, where the engine is ours, at its budgets.
-
-    Args:
-        address: of the engine.
-        case: the batch.
-        vocabulary: of the model.
-        repeats: how often it is timed.
-        sparse: the engine is ours.
-        traces: folder for traces of some steps; None: no profile.
-        tp: ranks.
-    """
+def measure(address: str, case: Case, *, vocabulary: int, repeats: int, sparse: bool) -> dict[str, Any]:
+    """Measures a batch dense and, where the engine is ours, at its budgets."""
     ids = prompts(case, vocabulary)
     dense = ("dense",) * len(ids)
     start = time.perf_counter()
@@ -226,15 +214,15 @@ def measure(
         line["attended_fraction"] = sum(s[0] for s in steps) / max(1, sum(s[1] for s in steps))
         recalls = [s[5] for s in steps if s[5] is not None]
         line["recall"] = statistics.fmean(recalls) if recalls else None
-    if traces is not None:
-        ways = {"dense": dense} | ({"sparse": case.budgets} if sparse else {})
-        try:
-            line["profile"] = {
-                way: profile(address, batch_body(ids, budgets, LONG), traces, tp) for way, budgets in ways.items()
-            }
-        except ProfileFailed as error:  # the times stand without it
-            line["profile_failed"] = str(error)
     return line
+
+
+def profiles(address: str, case: Case, *, vocabulary: int, sparse: bool, traces: Path, tp: int) -> dict[str, Any]:
+    """Says where the time of a batch's token steps goes, dense and at its budgets; `traces` is the traces' folder."""
+    ids = prompts(case, vocabulary)
+    ways: dict[str, tuple[int | str, ...]] = {"dense": ("dense",) * len(ids)}
+    ways |= {"sparse": case.budgets} if sparse else {}
+    return {way: profile(address, batch_body(ids, budgets, LONG), traces, tp) for way, budgets in ways.items()}
 
 
 def run(
@@ -303,14 +291,15 @@ def run(
                 say(f"{key} engine up after {seconds:.0f} s")
                 lines = record.setdefault(key, {"batches": {}}) | about | {"start_seconds": seconds}
                 record[key] = lines
+                about_model = {"vocabulary": config["vocab_size"], "sparse": key in ours}
                 for name, case in missing.items():
-                    lines["batches"][name] = measure(
-                        address, case, vocabulary=config["vocab_size"], repeats=repeats, sparse=key in ours, tp=tp,
-                        traces=state if profiled else None,
-                    )  # fmt: skip
+                    lines["batches"][name] = measure(address, case, repeats=repeats, **about_model)
                     say(f"{key} {name}: {json.dumps(lines['batches'][name])}")
                     save(record)
-        except (StartFailed, httpx.HTTPError) as error:
+                for name, case in missing.items() if profiled else ():  # last: a profiler can end an engine
+                    lines["batches"][name]["profile"] = profiles(address, case, traces=state, tp=tp, **about_model)
+                    save(record)
+        except (StartFailed, ProfileFailed, httpx.HTTPError) as error:
             failed.append(f"{key}: {error}")
             say(failed[-1])
     return record, failed

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,11 @@ from typer.testing import CliRunner
 from lychee_sgl.bench import gpu, gpu_cli, gpu_profile, gpu_tokens
 from lychee_sgl.bench.cli import app
 from lychee_sgl.bench.near_ties import first_difference, near_tie, noise
-from lychee_sgl.heads.ranks import allowed_sizes, pace, retrieval_by_rank
+from lychee_sgl.heads.plan import HeadPlan
+from lychee_sgl.heads.ranks import allowed_sizes, check_plan, pace, retrieval_by_rank
 from lychee_sgl.serve.supervisor import StartFailed
 
+ROOT = Path(__file__).parents[2]
 LLAMA = json.loads((Path(gpu.__file__).parent / "shapes" / "llama-3.1-8b" / "config.json").read_text())
 
 
@@ -62,6 +66,38 @@ def test_the_random_model_is_the_same_each_time(tmp_path: Path) -> None:
 def test_one_of_the_gpus_that_may_be_used() -> None:
     assert [gpu_tokens.visible_gpu({}, n) for n in (0, 1)] == ["0", "1"]
     assert [gpu_tokens.visible_gpu({"CUDA_VISIBLE_DEVICES": "2, 3"}, n) for n in (0, 1)] == ["2", "3"]
+
+
+def test_the_command_for_two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What DESIGN.md says to run is read as it is meant, and nothing of it can only fail on the GPUs."""
+    (block,) = re.findall(r"^```\n(lychee-sgl bench gpu .*?)^```", (ROOT / "DESIGN.md").read_text(), re.M | re.DOTALL)
+    found: list[gpu_cli.Wanted] = []
+    monkeypatch.setattr(gpu_cli, "measure", lambda wanted, *_, **__: found.append(wanted))
+    monkeypatch.chdir(ROOT)
+    told = CliRunner().invoke(app, shlex.split(block.replace("\\\n", " "))[2:])
+    assert told.exit_code == 0, told.output
+    (wanted,) = found
+    assert (wanted.tp, wanted.placements, wanted.tokens, wanted.profiled) == (2, ("balanced", "unbalanced"), 12, True)
+    # the bar's batches, of which one GPU has a speedup, and which fit graphs and window
+    assert list(wanted.cases) == list(wanted.stock["flashinfer"]) == ["131072x4", "65536x8"]
+    assert wanted.against is not None
+    assert wanted.cases.keys() <= gpu_cli._one_gpu(wanted.against).keys()
+    words = " ".join(wanted.engine_args)
+    sizes = [int(size) for size in re.findall(r"decode ([\d ]+) ", words)[0].split()]
+    window = int(re.findall(r"context-length (\d+)", words)[0])
+    for case in wanted.cases.values():
+        assert len(case.contexts) in sizes
+        assert max(case.contexts) < window
+    config = json.loads((wanted.model / "config.json").read_text())
+    for placement in wanted.placements:
+        path = tmp_path / f"{placement}.json"
+        gpu.head_plan(config, wanted.retrieval, wanted.budget, placement=placement, tp=2).save(path)
+        check_plan(HeadPlan.load(path), 2)
+    # the model of the comparison has a plan for two ranks and for one
+    sizes_ = gpu_tokens.Sizes()
+    plan = gpu.head_plan(sizes_.config(), sizes_.layers * sizes_.kv_heads // 3, 512, placement="balanced", tp=2)
+    assert {1, 2} <= set(allowed_sizes(plan))
+    assert pace(plan, 2) == 1
 
 
 def test_a_run_that_broke_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,15 +153,19 @@ def test_an_engine_that_fails_costs_its_own_batches(tmp_path: Path, monkeypatch:
     def tokens(*_: Any, **__: Any) -> dict[str, Any]:
         raise httpx.ReadTimeout("silent")
 
+    def no_trace(*_: Any) -> list[dict[str, Any]]:
+        raise gpu_profile.ProfileFailed("no trace")
+
     monkeypatch.setattr(gpu, "engine", engine)
     monkeypatch.setattr(gpu, "measure", lambda *_, **__: {"speedup": 2.0})
+    monkeypatch.setattr(gpu, "profile", no_trace)
     monkeypatch.setattr(gpu_tokens, "run", tokens)
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     out = tmp_path / "out.json"
     words = ["gpu", "--model", str(tmp_path), "--out", str(out), "--cases", "100x2", "--tp", "2", "--tokens", "3"]
-    told = CliRunner().invoke(app, [*words, "--plans", "balanced,unbalanced"])
+    told = CliRunner().invoke(app, [*words, "--plans", "balanced,unbalanced", "--profile"])
     assert told.exit_code == 1
-    assert "lychee: no memory; tokens: silent" in " ".join(told.output.split())
+    assert "lychee: no memory; lychee_unbalanced: no trace; tokens: silent" in " ".join(told.output.split())
     record = json.loads(out.read_text())
     assert "lychee" not in record
     assert record["lychee_unbalanced"]["batches"] == {"100x2": {"speedup": 2.0}}
