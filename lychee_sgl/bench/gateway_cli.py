@@ -74,7 +74,7 @@ def router(
     from lychee_sgl.bench.gateway_parts import GatewayBenchError
     from lychee_sgl.serve.supervisor import StartFailed
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, log_path=False)
     problem = _router_problem(engine, kills)
     if problem is not None:
         console.print(f"error: {problem}", markup=False)

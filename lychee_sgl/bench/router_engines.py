@@ -51,6 +51,7 @@ class Finished:
         tokens: of its answer.
         attended: KV entries that its decode steps have read.
         dense: those that dense steps would have read.
+        ran: it got past the engine's queue; SGLang's counters leave out those that left it there.
     """
 
     reason: str
@@ -58,6 +59,7 @@ class Finished:
     tokens: int
     attended: int
     dense: int
+    ran: bool = True
 
 
 @dataclass(slots=True, kw_only=True)
@@ -103,10 +105,11 @@ def _finished(meta: dict[str, Any]) -> Finished:
     steps = [step for step in meta.get("lychee") or () if step is not None]
     return Finished(
         reason=meta["finish_reason"]["type"],
-        prompt_tokens=meta["prompt_tokens"],
+        prompt_tokens=meta.get("prompt_tokens", 0),
         tokens=meta["completion_tokens"],
         attended=sum(step[0] for step in steps),
         dense=sum(step[1] for step in steps),
+        ran="prompt_tokens" in meta,
     )
 
 

@@ -186,7 +186,7 @@ def engine_counts(life: Life, asked: Sequence[Asked], heard: Sequence[Heard]) ->
         Of requests and tokens `[low, counted, high]`; of a killed engine also how many requests it had ended since it
         was last asked, and how many at most that can be.
     """
-    ended = [*life.finished.values(), *life.others]
+    ended = [done for done in (*life.finished.values(), *life.others) if done.ran]
     # a request whose client has left can be counted though nobody waited for its end
     open_ = [number for number in life.received if number not in life.finished]
     requests, tokens = len(ended), sum(done.tokens for done in ended)

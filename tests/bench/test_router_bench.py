@@ -140,9 +140,13 @@ def test_a_journal_is_read() -> None:
         line("request.received", None), line("request.finished", None, **end),
         line("request.finished", None, rid="HEALTH_CHECK_1", **end),
         line("request.received", 7), line("request.received", 8), line("request.finished", 7, **end, lychee=steps),
+        line("request.finished", 8, finish_reason={"type": "abort"}, completion_tokens=0),
     ])  # fmt: skip
     assert life.received == {7: 1, 8: 1}
-    assert life.finished == {7: Finished(reason="length", prompt_tokens=9, tokens=3, attended=21, dense=84)}
+    assert life.finished == {
+        7: Finished(reason="length", prompt_tokens=9, tokens=3, attended=21, dense=84),
+        8: Finished(reason="abort", prompt_tokens=0, tokens=0, attended=0, dense=0, ran=False),
+    }
     assert len(life.others) == 1
     text = '# HELP x y\nsglang:a_total{b="1",c="x"} 2.0\nsglang:a_total{b="2",c="x"} 3.0\nother 1\n'
     assert totals(text) == {"sglang:a_total": 5, "other": 1}
@@ -211,6 +215,12 @@ def test_a_run_that_adds_up() -> None:
     }  # fmt: skip
     assert again == {"received": 1, "ended": 1, "own": 1, "requests": [2, 2, 2], "generated_tokens": [12, 12, 12]}
     assert other == {"received": 4, "ended": 4, "own": 1, "requests": [5, 5, 5], "generated_tokens": [22, 22, 22]}
+
+
+def test_who_leaves_the_queue_is_not_in_the_engines_counters() -> None:
+    run = small_run()
+    run.lives[2].finished[5] = Finished(reason="abort", prompt_tokens=0, tokens=0, attended=0, dense=0, ran=False)
+    assert engine_counts(run.lives[2], run.asked, run.heard)["requests"] == [4, 5, 4]
 
 
 def _later(run: Run) -> None:
