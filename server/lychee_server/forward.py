@@ -25,7 +25,7 @@ from lychee_server.errors import (
 from lychee_server.sse import EventSplitter, dump_json, parse_object
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import AsyncGenerator, Coroutine
 
     from starlette.types import Receive, Scope, Send
 
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from lychee_server.upstream import EngineResponse
 
 log = logging.getLogger(__name__)
+
+_END_SECONDS = 0.05
 
 
 class _ClientGone(Exception):
@@ -183,11 +185,9 @@ class EngineAnswer(Response):
         if response is not None:
             await response(scope, receive, send)
             self._answered(engine)
-        elif self._tally.failed is None:
-            self._answered(engine)
 
     def _answered(self, engine: Engine) -> None:
-        """Count an answer that was delivered in full."""
+        """Count a complete answer."""
         gateway, took = self._gateway, time.perf_counter() - self._record.started
         gateway.metrics.request_answered(took)
         summary = self._tally.summary
@@ -234,22 +234,28 @@ class EngineAnswer(Response):
 
     async def _relay_events(self, engine: Engine, answer: EngineResponse, send: Send) -> None:
         await self._start_stream(answer.content_type, send)
-        splitter, begun = EventSplitter(), False
+        splitter, begun, last = EventSplitter(), False, b""
         async with contextlib.aclosing(answer.chunks()) as chunks:
             async for chunk in chunks:
                 if not begun:
                     engine.answering()
                     begun = True
                 events = b"".join(self._tally.event(event) for event in splitter.feed(chunk))
+                if self._tally.done:
+                    last = events
+                    self._waited_seconds += await _until_end(chunks)
+                    break
                 if events:
                     await self._send(events, send)
         if not self._tally.done:
             raise EngineLost("the engine ended the stream before the answer was complete")
+        # All is counted before [DONE] leaves: most clients read no further, and close the connection.
         if self._tally.failed is None:
             self._tally.finish()
+            self._answered(engine)
         else:
             self._record.status = self._tally.failed
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._send(last, send, more=False)
 
     async def _start_stream(self, content_type: str, send: Send) -> None:
         headers = {
@@ -262,12 +268,12 @@ class EngineAnswer(Response):
         await send({"type": "http.response.start", "status": 200, "headers": raw})
         self._streaming = True
 
-    async def _send(self, data: bytes, send: Send) -> None:
+    async def _send(self, data: bytes, send: Send, *, more: bool = True) -> None:
         """Send a piece of a stream; a client that takes nothing for too long counts as gone."""
         began = time.perf_counter()
         try:
             async with asyncio.timeout(self._gateway.settings.stream_idle_timeout):
-                await send({"type": "http.response.body", "body": data, "more_body": True})
+                await send({"type": "http.response.body", "body": data, "more_body": more})
         except TimeoutError:
             raise _ClientGone from None
         finally:
@@ -278,8 +284,21 @@ class EngineAnswer(Response):
         log.warning("a stream broke", extra={"request_id": self._record.request_id, "error": error.message})
         end = b"" if self._tally.done else self._tally.broken(error)
         with contextlib.suppress(_ClientGone):
-            await self._send(end, send)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._send(end, send, more=False)
+
+
+async def _until_end(chunks: AsyncGenerator[bytes, None]) -> float:
+    """Wait a moment for the end behind [DONE], for a connection that was read to its end can be used again.
+
+    Returns:
+        The seconds that it took.
+    """
+    began = time.perf_counter()
+    with contextlib.suppress(GatewayError, TimeoutError):
+        async with asyncio.timeout(_END_SECONDS):
+            async for _ in chunks:
+                pass
+    return time.perf_counter() - began
 
 
 async def _until_client_leaves(receive: Receive) -> None:

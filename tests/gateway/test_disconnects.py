@@ -86,6 +86,24 @@ def test_finished_requests_are_not_aborted(gateway, engine):
     assert left(gateway) == 0
 
 
+@pytest.mark.parametrize("behind", [[], [None]], ids=["the engine ends", "the engine does not end"])
+def test_leaving_when_all_was_said_is_no_leaving(gateway, engine, behind):
+    """Clients close at [DONE], before the engine's connection has come to its end: a router passes that on later."""
+    engine.script = Script(events=[*chat_events(), *behind])
+    for number in range(1, 6):
+        with send(gateway, stream=True) as connection:
+            raw = b""
+            while DONE not in raw:
+                raw += connection.recv(4096)
+        # counted before it was there to be read
+        assert gateway.total("lychee_requests_total", route="/v1/chat/completions", status="200") == number
+        assert gateway.value("lychee_generation_tokens_total") == 4 * number
+        assert gateway.value("lychee_request_latency_seconds_count") == number
+    wait_until(lambda: gateway.value("lychee_requests_in_flight") == 0)
+    assert left(gateway) == 0
+    assert engine.aborts == []
+
+
 def test_client_that_stops_reading_is_let_go(running, start_gateway):
     gateway = start_gateway(stream_idle_timeout=0.5)
     flood = chat_events()[1] * 4000  # more than all socket buffers on the way hold
