@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     Say = Callable[[str], None]
 
 ENGINES = 2
-SAMPLE = 64
+SAMPLE = 48
 """Answers that are asked again alone though they begin with their number."""
 SETTLE_SECONDS = 60.0
 
@@ -52,7 +52,7 @@ class Wanted:
     """
 
     requests: int
-    at_once: int = 24
+    at_once: int = 32
     limit: float = 300.0
     seed: int = 0
 

@@ -106,7 +106,7 @@ def mix(count: int, model: str, seed: int = 0) -> list[Asked]:
         raise ValueError(f"requests is {count}; allowed: 1 to {MOST}")
     draw = random.Random(f"lychee-sgl router {seed}")
     marks = [f"{first}{draw.randrange(100):02d}" for first in draw.sample(_BEGINNINGS, count)]
-    kinds = draw.choices(("short", "shared", "medium", "long"), weights=(72, 22, 5, 1), k=count)
+    kinds = draw.choices(("short", "shared", "medium", "long"), weights=(75, 22, 2.4, 0.6), k=count)
     shared = [text for number, tokens in SHARED for text in _documents(number, tokens, seed)]
     fresh = {kind: iter(_documents(kinds.count(kind), tokens, seed + 1)) for kind, tokens in FRESH.items()}
     return [
@@ -124,7 +124,8 @@ def _documents(count: int, tokens: tuple[int, int], seed: int) -> list[str]:
 def _asked(number: int, kind: str, document: str, mark: str, model: str, draw: random.Random) -> Asked:
     path = draw.choice((CHAT, COMPLETIONS))
     front = f"Ticket {mark}.\n\n" if kind in FRESH else ""  # nobody else's prompt begins so
-    body: dict[str, Any] = {"model": model, "temperature": 0, "ignore_eos": True}
+    # every token is text: an answer can be held against its tokens
+    body: dict[str, Any] = {"model": model, "temperature": 0, "ignore_eos": True, "skip_special_tokens": False}
     if path == CHAT:
         before = f"{front}{document}\n\n" if document else ""
         body["messages"] = [

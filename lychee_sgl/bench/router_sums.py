@@ -170,7 +170,8 @@ def replica_counts(run: Run) -> dict[str, tuple[int, int, int]]:
             continue
         can[life.replica] += 1
         # a stream has begun when a chunk has come; an answer in one piece, when all of it has
-        must[life.replica] += word == "answered" or (run.asked[number].stream and heard.status == 200 and heard.chunks)
+        begun = run.asked[number].stream and heard.chunks > 0
+        must[life.replica] += word == "answered" or begun
     counted = {
         labels_of(labels)["replica"]: int(value)
         for (name, labels), value in run.metrics.items()

@@ -165,7 +165,7 @@ def small_run() -> Run:
     fine = {"status": 200, "done": True, "closed": True, "chunks": 2}
     heard = [
         Heard(**fine, began=0, ended=2),
-        Heard(status=200, chunks=1, error=ERROR, closed=True, began=3, ended=6),
+        Heard(status=200, chunks=3, error=ERROR, closed=True, began=3, ended=6),
         Heard(status=200, done=True, closed=True, chunks=1, began=4, ended=8),
         Heard(**fine, began=4, ended=7),
         Heard(status=400, error=ERROR, closed=True, began=4, ended=4),
