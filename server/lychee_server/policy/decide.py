@@ -324,9 +324,10 @@ def _bounded(form: LycheeRequest, bounds: Bounds, conditions: Conditions, tokens
     else:
         if high is not None:
             changes["budget"] = high if form.budget is None else min(int(form.budget), high)
-        if form.mode == "ratio" and low is not None and _part(form.value or 1, tokens) < low:
-            changes["value"] = min(1.0, low / max(tokens, 1))
-            if form.budget is not None:
+        if form.mode == "ratio" and low is not None:
+            if _part(form.value or 1, tokens) < low:
+                changes["value"] = min(1.0, low / max(tokens, 1))
+            if form.budget is not None:  # the ratio's own upper bound, which may be the one that is too low
                 changes["budget"] = max(int(form.budget), low)
     return _fitting(form.model_copy(update=changes), conditions.context_window)
 

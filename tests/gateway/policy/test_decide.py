@@ -354,6 +354,11 @@ questions = st.builds(
 levels = st.one_of(st.just(0.0), st.floats(0, 1))
 
 
+def test_a_ratios_own_upper_bound_gives_way_to_the_tiers_lower_one():
+    policy = Policy.model_validate({"version": 1, "bounds": {"min": 256}, "default": {"ratio": 1.0, "max": 100}})
+    assert decide(question(tokens=1000), conditions(policy)).sent == LycheeRequest(mode="ratio", value=1.0, budget=256)
+
+
 def size(form: LycheeRequest, tokens: int) -> int:
     """How many tokens a set may hold at the prompt's end; dense and unbounded modes: all."""
     everything = tokens
