@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from lychee_sgl.bench.gpu_profile import ProfileFailed, profile
+from lychee_sgl.bench.gpu_profile import PLAIN, ProfileFailed, profile
 from lychee_sgl.heads.plan import HeadPlan, ModelShape, PlanDefaults
 from lychee_sgl.heads.ranks import pace, rank_heads
 from lychee_sgl.heads.shard import shard
@@ -146,7 +146,7 @@ def engine(
             if time.monotonic() > start + START_SECONDS:
                 raise StartFailed(f"the engine was not ready after {START_SECONDS:.0f} s; see {log}")
             with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == httpx.codes.OK:
+                if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5, **PLAIN).status_code == httpx.codes.OK:
                     break
             time.sleep(0.5)
         yield f"http://127.0.0.1:{port}", time.monotonic() - start
@@ -179,7 +179,7 @@ def batch_body(ids: list[list[int]], budgets: tuple[int | str, ...], tokens: int
 
 def generate(address: str, ids: list[list[int]], budgets: tuple[int | str, ...], tokens: int) -> list[dict[str, Any]]:
     """Generates for a whole batch in one request; gives each row's `meta_info`."""
-    response = httpx.post(f"{address}/generate", json=batch_body(ids, budgets, tokens), timeout=900)
+    response = httpx.post(f"{address}/generate", json=batch_body(ids, budgets, tokens), timeout=900, **PLAIN)
     response.raise_for_status()
     return [answer["meta_info"] for answer in response.json()]
 

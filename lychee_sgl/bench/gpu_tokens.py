@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 
 from lychee_sgl.bench.gpu import engine, head_plan
+from lychee_sgl.bench.gpu_profile import PLAIN
 from lychee_sgl.bench.near_ties import TOP, alternatives, near_tie, noise
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def ask(address: str, prompts: list[list[int]], budget: int | str) -> list[Answe
             "return_logprob": True,
             "top_logprobs_num": TOP,
         }
-        response = httpx.post(f"{address}/generate", json=body, timeout=600)
+        response = httpx.post(f"{address}/generate", json=body, timeout=600, **PLAIN)
         response.raise_for_status()
         answer = response.json()
         answers.append(Answer(tokens=answer["output_ids"], best=alternatives(answer["meta_info"])))
