@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from lychee_sgl.memory.gate import Classifier
+    from lychee_sgl.memory.gate_examples import Split
+    from lychee_sgl.memory.http_model import HttpModel
 
 app = typer.Typer(
     help="Documents beyond the window: make and measure the gate that says which blocks are worth reading.",
@@ -59,7 +61,8 @@ def train(
     held_out: HeldOut = 80,
     recall: Recall = 0.98,
     words_only: Annotated[
-        bool, typer.Option("--words-only", help="No feature of the gain: what is skipped is not even prefilled")
+        bool,
+        typer.Option("--words-only", help="No feature of the gain: no model is asked, neither now nor then"),
     ] = False,
     seed: Seed = 0,
     features: FeaturesFile = None,
@@ -78,9 +81,10 @@ def train(
         from lychee_sgl.memory.gate_fit import fit, judged
 
         about = describe()
-        asked = {"train": blocks, "held-out": held_out}
+        asked: dict[Split, int] = {"train": blocks, "held-out": held_out}
         kept = features or out.with_suffix(".jsonl")
-        rows, name = _collected(kept, asked, seed, engine_url, model, engine_arg or [], accelerator=accelerator)
+        with _served(engine_url, model, engine_arg or [], accelerator=accelerator, needed=not words_only) as served:
+            rows, name = _collected(served, kept, asked, seed)
         made = {
             "by": "logistic regression", "command": about["command"], "date": about["date"], "seed": seed,
             "blocks": blocks, "recall": recall, "text": "generated facts in Python's documentation",
@@ -118,9 +122,10 @@ def evaluate(
             raise ValueError(f"gate is {gate!r}; allowed: a file or a name: a number is measured beside every gate")
         _check(out)
         about = describe()
-        asked = {"train": blocks, "held-out": held_out}
+        asked: dict[Split, int] = {"train": blocks, "held-out": held_out}
         kept = features or out.with_suffix(".jsonl")
-        rows, name = _collected(kept, asked, seed, engine_url, model, engine_arg or [], accelerator=accelerator)
+        with _served(engine_url, model, engine_arg or [], accelerator=accelerator, needed=found.needs_gain) as served:
+            rows, name = _collected(served, kept, asked, seed)
         _measured(found, rows, recall, {**about, "served": name, "seed": seed}, out)
 
 
@@ -138,24 +143,14 @@ def _check(out: Path) -> None:
 
 
 def _collected(
-    path: Path,
-    counts: dict[str, int],
-    seed: int,
-    url: str | None,
-    model: str | None,
-    arguments: Sequence[str],
-    *,
-    accelerator: bool,
-) -> tuple[list[dict[str, Any]], str]:
-    """The features of all blocks, and the model's name."""
+    served: HttpModel | None, path: Path, counts: dict[Split, int], seed: int
+) -> tuple[list[dict[str, Any]], str | None]:
+    """The features of all blocks, and the model's name; of words alone where there is no model."""
     from lychee_sgl.memory.gate_collect import Features, collect
-    from lychee_sgl.memory.http_model import HttpModel
 
-    with _engine(url, model, arguments, accelerator=accelerator) as address:
-        served = HttpModel(address)
-        with contextlib.closing(served), _progress() as tell:
-            kept = Features(path, model=served.name, seed=seed)
-            return collect(served, kept, counts, seed=seed, tell=tell), served.name  # type: ignore[arg-type] # literals
+    name = None if served is None else served.name
+    with _progress() as tell:
+        return collect(served, Features(path, model=name, seed=seed), counts, seed=seed, tell=tell), name
 
 
 def _measured(
@@ -182,18 +177,19 @@ def _table(record: dict[str, Any]) -> Table:
 
 
 @contextlib.contextmanager
-def _engine(url: str | None, model: str | None, arguments: Sequence[str], *, accelerator: bool) -> Iterator[str]:
+def _served(
+    url: str | None, model: str | None, arguments: Sequence[str], *, accelerator: bool, needed: bool
+) -> Iterator[HttpModel | None]:
+    """A running engine, or one of our own; none where nobody is asked."""
+    from lychee_sgl.memory.http_model import HttpModel
     from lychee_sgl.serve.solo import solo_engine
 
-    if url is not None:
-        yield url
-        return
-    words = tuple(word for argument in arguments for word in argument.split())
-    with (
-        tempfile.TemporaryDirectory() as state,
-        solo_engine(Path(state), model=model, engine_args=words, accelerator=accelerator) as address,
-    ):
-        yield address
+    with contextlib.ExitStack() as stack:
+        if needed and url is None:
+            words = tuple(word for argument in arguments for word in argument.split())
+            state = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            url = stack.enter_context(solo_engine(state, model=model, engine_args=words, accelerator=accelerator))
+        yield stack.enter_context(contextlib.closing(HttpModel(url))) if needed and url is not None else None
 
 
 @contextlib.contextmanager

@@ -6,11 +6,13 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any, Final
 
+from lychee_sgl.heads.needles import CHARS_PER_TOKEN
 from lychee_sgl.memory import prompts
 from lychee_sgl.memory.chunks import cut
 from lychee_sgl.memory.gate import VERSION
 from lychee_sgl.memory.gate_examples import SPLITS, sample, text_of, to_row
-from lychee_sgl.memory.gate_features import NAMES, features
+from lychee_sgl.memory.gate_examples import VERSION as BLOCKS
+from lychee_sgl.memory.gate_features import NAMES, OF_WORDS, Evidence, features
 from lychee_sgl.memory.loop import Report
 from lychee_sgl.memory.settings import ReadSettings
 from lychee_sgl.memory.step import Asker
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from lychee_sgl.memory.gate_examples import Sample, Split
+    from lychee_sgl.memory.gate_examples import Question, Sample, Split
     from lychee_sgl.memory.model import Model
 
 SCHEMA: Final = "lychee-sgl/memory-gate-features"
@@ -36,12 +38,12 @@ class Features:
         rows: what the file holds.
     """
 
-    def __init__(self, path: Path, *, model: str, seed: int) -> None:
+    def __init__(self, path: Path, *, model: str | None, seed: int) -> None:
         """Opens or begins the file; reading the texts takes seconds.
 
         Args:
             path: of the file.
-            model: the name of the model that is asked.
+            model: the name of the model that is asked; None: words alone are looked at.
             seed: of the blocks.
 
         Raises:
@@ -50,8 +52,8 @@ class Features:
         self.texts = {split: text_of(split) for split in SPLITS}
         digests = {split: text.digest for split, text in self.texts.items()}
         head = {
-            "schema": SCHEMA, "version": VERSION, "prompts": prompts.VERSION, "model": model, "seed": seed,
-            "text": digests, "features": [*NAMES],
+            "schema": SCHEMA, "version": VERSION, "prompts": prompts.VERSION, "blocks": BLOCKS, "model": model,
+            "seed": seed, "text": digests, "features": [*(OF_WORDS if model is None else NAMES)],
         }  # fmt: skip
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         if lines and _parsed(lines[0]) != head:
@@ -79,12 +81,12 @@ def _parsed(line: str) -> Row | None:
 
 
 def collect(
-    model: Model, kept: Features, counts: Mapping[Split, int], *, seed: int, tell: Callable[[int, int], None]
+    model: Model | None, kept: Features, counts: Mapping[Split, int], *, seed: int, tell: Callable[[int, int], None]
 ) -> list[Row]:
     """Asks an engine about all blocks that are not kept yet.
 
     Args:
-        model: who is asked.
+        model: who is asked; None: nobody, for features of words.
         kept: where features go.
         counts: blocks of each half.
         seed: of the blocks.
@@ -114,15 +116,23 @@ def collect(
     return rows
 
 
-async def _values(model: Model, block: Sample) -> list[dict[str, float]]:
+async def _values(model: Model | None, block: Sample) -> list[dict[str, float]]:
+    if model is None:
+        return [features(Evidence(question=q.question, notes=q.notes, block=block.text)) for q in block.questions]
     (cut_out,) = cut(block.text, model.window, model.encode)
-    found = []
-    for question in block.questions:
-        asker = Asker(model, None, ReadSettings(), question.question, Report())
-        found.append(features(await asker.evidence(cut_out, question.notes, needs_gain=True)))
-    return found
+    served = model
+
+    async def one(question: Question) -> dict[str, float]:
+        asker = await asyncio.to_thread(Asker, served, None, ReadSettings(), question.question, Report())
+        return features(await asker.evidence(cut_out, question.notes, needs_gain=True))
+
+    first, *others = block.questions
+    # the first one prefills the block for all others, which then go together
+    return [await one(first), *await asyncio.gather(*map(one, others))]
 
 
-def _chars_per_token(model: Model, paragraphs: tuple[str, ...]) -> float:
+def _chars_per_token(model: Model | None, paragraphs: tuple[str, ...]) -> float:
+    if model is None:
+        return CHARS_PER_TOKEN
     text = "\n\n".join(paragraphs[:_SAMPLE_PARAGRAPHS])
     return round(len(text) / len(model.encode([text])[0]), 2)

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 Split = Literal["train", "held-out"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "held-out")
 
-NEEDED: Final = ("fact", "first hop", "second hop")
+NEEDED: Final = ("fact", "fact named otherwise", "first hop", "second hop")
 NOT_NEEDED: Final = (
-    "fact of another name", "no such fact", "first hop of another name", "second hop of another name",
-    "no hop", "known already",
+    "fact of another name", "another name, said otherwise", "no such fact", "first hop of another name",
+    "second hop of another name", "no hop", "known already",
 )  # fmt: skip
 EARLY: Final = "second hop before the first"
 """Nobody can know that it is needed: neither learnt nor judged, only told how often it is accepted."""
@@ -53,11 +53,14 @@ class Hops:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """What one half speaks of: `{x}` is a name of `names`, `{p}` one of `people`, `{n}` a number."""
+    """What one half speaks of: `{x}` is a name of `names`, `{p}` one of `people`, `{n}` a number.
+
+    `names` have what else their bearer is called, which no block says: who asks so needs a reader that knows it.
+    """
 
     facts: tuple[Fact, ...]
     hops: tuple[Hops, ...]
-    names: tuple[str, ...]
+    names: dict[str, str]
     people: tuple[str, ...]
 
 
@@ -136,10 +139,14 @@ WORLDS: Final[dict[Split, World]] = {
                 "To which account do payments to the author of the report on the {x} go?",
             ),
         ),
-        names=(
-            "violin", "lantern", "tractor", "compass", "piano", "bicycle", "telescope", "kettle", "anchor", "ladder",
-            "Rialto mirror", "Calder drum", "Moravian saddle", "Verona globe", "Tudor clock", "Hansa statue",
-        ),
+        names={
+            "violin": "fiddle", "lantern": "portable light", "tractor": "farm vehicle", "compass": "direction finder",
+            "piano": "keyboard instrument", "bicycle": "two-wheeler", "telescope": "stargazing tube",
+            "kettle": "water boiler", "anchor": "mooring iron", "ladder": "climbing frame with rungs",
+            "Rialto mirror": "Venetian looking glass", "Calder tambourine": "percussion piece",
+            "Moravian saddle": "Czech riding seat", "Verona globe": "Italian model of the earth",
+            "Tudor clock": "English timepiece", "Hansa statue": "northern sculpture",
+        },
         people=(
             "Clara Weiss", "Tom Okafor", "Nadia Petrov", "Hugo Lambert", "Ines Duarte", "Karl Nyman", "Yuki Mori",
             "Samir Haddad", "Greta Olsen", "Liam Byrne", "Petra Novak", "Diego Rojas",
@@ -176,16 +183,23 @@ WORLDS: Final[dict[Split, World]] = {
                 "Under which register entry did the keeper of the lighthouse of {x} take the oath?",
             ),
         ),
-        names=(
-            "Lisbon", "Oslo", "Nairobi", "Quito", "Hanoi", "Dublin", "Ankara", "Perth", "Montreal", "Krakow",
-            "Seville", "Bergen",
-        ),
+        names={
+            "Lisbon": "the capital of Portugal", "Oslo": "the capital of Norway", "Nairobi": "the capital of Kenya",
+            "Quito": "the capital of Ecuador", "Hanoi": "the capital of Vietnam", "Dublin": "the capital of Ireland",
+            "Ankara": "the capital of Turkey", "Perth": "the largest city of Western Australia",
+            "Montreal": "the largest city of Quebec", "Krakow": "the old royal city of Poland",
+            "Seville": "the largest city of Andalusia", "Bergen": "the second city of Norway",
+        },
         people=(
             "Anna Berg", "Paul Reyes", "Mira Stone", "John Castle", "Lena Holt", "Omar Vance", "Ruth Adler",
             "Igor Lind", "Fay Quinn", "Noel Abbot",
         ),
     ),
 }  # fmt: skip
+
+
+VERSION: Final = 1
+"""Raised when blocks are made otherwise: features of others are not gone on with."""
 
 
 def text_of(split: Split) -> Haystack:
@@ -212,7 +226,8 @@ class _Maker:
 
     def __init__(self, draw: Random, world: World, text: Haystack) -> None:
         self._draw, self._text = draw, text
-        self._names, self._people = draw.sample(world.names, 6), draw.sample(world.people, 6)
+        self._world = world
+        self._names, self._people = draw.sample([*world.names], 6), draw.sample(world.people, 6)
         self._fact, self._absent = draw.sample(world.facts, 2)
         self._hops, self._other_hops = draw.sample(world.hops, 2)
 
@@ -236,6 +251,7 @@ class _Maker:
             planted.append(self._say(self._fact.sentence, x[2], p[2]))
         stranger = self._say(others.first, x[4], p[4])
         return planted, [
+            *self._said_otherwise(),
             self._asked("fact", self._fact, x[0], p[0], self._clutter(), wording=0),
             self._asked("fact", self._fact, x[0], p[0], self._clutter(), wording=1),
             self._asked("fact of another name", self._fact, x[1], p[1], self._clutter(), wording=0),
@@ -247,6 +263,16 @@ class _Maker:
             self._asked("second hop of another name", others, x[4], p[4], self._clutter(stranger)),
             self._asked("no hop", hops, x[1], p[1], self._clutter(self._say(hops.first, x[1], p[1]))),
             self._asked(EARLY, others, x[5], p[5], ""),
+        ]
+
+    def _said_otherwise(self) -> list[Question]:
+        """Questions for the fact and for another one, which name neither as the block does."""
+        if "{x}" not in self._fact.sentence:
+            return []
+        called = [self._world.names[name] for name in self._names[:2]]
+        return [
+            self._asked("fact named otherwise", self._fact, called[0], "", self._clutter(), wording=0),
+            self._asked("another name, said otherwise", self._fact, called[1], "", self._clutter(), wording=0),
         ]
 
     def _bare(self) -> tuple[list[str], list[Question]]:

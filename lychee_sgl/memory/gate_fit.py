@@ -128,21 +128,21 @@ def arms(train: Judged, gate: Classifier, *, recall: float) -> dict[str, Arm]:
     """The gate and what it is held against, each with a threshold of the same recall on the same blocks.
 
     `classifier` is the gate as it is; `words`, one that never asks the model; `gain`, the mean gain alone; `bm25`, the
-    best sentence's score for question and notes alone.
+    best sentence's score for question and notes alone. What the features do not tell is left out.
     """
-    words = fit(train, recall=recall, model=None, made={}, names=OF_WORDS)
 
     def alone(name: str) -> Arm:
         return Arm(
             lambda values: values[name], threshold_for([one[name] for one in train.values], train.needed, recall)
         )
 
-    return {
-        "classifier": Arm(gate.probability, gate.threshold),
-        "words": Arm(words.probability, words.threshold),
-        "gain": alone("gain_mean"),
-        "bm25": alone("bm25_both"),
-    }
+    found = {"classifier": Arm(gate.probability, gate.threshold)}
+    if gate.needs_gain:
+        words = fit(train, recall=recall, model=None, made={}, names=OF_WORDS)
+        found["words"] = Arm(words.probability, words.threshold)
+    if "gain_mean" in train.values[0]:
+        found["gain"] = alone("gain_mean")
+    return {**found, "bm25": alone("bm25_both")}
 
 
 def measure(rows: Sequence[Row], ways: Mapping[str, Arm], *, split: str = "held-out", seed: int = 0) -> dict[str, Any]:
