@@ -42,6 +42,7 @@ TABLES: dict[str, tuple[str, Callable[[Record, str], str]]] = {
     "gateway": ("gateway.json", gateway),
     "recall-hold": ("recall-hold.json", recall_hold),
     "eval-gate": ("eval-gate.json", eval_gate),
+    "memory-gate-words": ("memory-gate-words.json", memory_gate),
     "memory-gate": ("memory-gate.json", memory_gate),
     "memory-arms": ("memory-arms.json", memory_arms),
     "router-engines": ("router-engines.json", router_engines),

@@ -32,9 +32,10 @@ def memory_gate(record: Record, file: str) -> str:
         for kind, row in record["kinds"].items()
         if row["asked"]
     ]
+    by = f", by the gains of {cell(record['served'])}" if record["served"] else ", by words alone"
     return (
         f"{record['questions']:,} questions to {record['blocks']} held-out blocks of 500 to 2,500 tokens, "
-        f"{record['needed']} of them needed, by {cell(record['served'])}; 95% intervals. Each threshold accepts "
+        f"{record['needed']} of them needed{by}; 95% intervals. Each threshold accepts "
         f"{percent(record['recall'])} of the needed blocks of the other half. Precision depends on how many blocks "
         "are needed, which in a long document are fewer; the last column does not.\n\n"
         f"{markdown(head, rows)}\n"

@@ -6,7 +6,7 @@ import contextlib
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from lychee_sgl.memory.gate import Classifier
     from lychee_sgl.memory.gate_examples import Split
     from lychee_sgl.memory.http_model import HttpModel
+    from lychee_sgl.memory.local_model import LocalModel
+
+_EMBEDDED: Final = "SmolLM2-135M-Instruct"
 
 app = typer.Typer(
     help="Documents beyond the window: make and measure the gate that says which blocks are worth reading.",
@@ -47,6 +50,9 @@ FeaturesFile = Annotated[
 EngineUrl = Annotated[str | None, typer.Option(help="A running engine; left out: one is started here")]
 Model = Annotated[str | None, typer.Option(help="Model folder of the engine that is started [default: the embedded]")]
 EngineArgs = Annotated[list[str] | None, typer.Option(help="Further arguments of SGLang; repeatable")]
+Local = Annotated[
+    str | None, typer.Option(help="No engine: --model runs in this process, with transformers, on cpu or cuda")
+]
 Accelerator = Annotated[bool, typer.Option("--accelerator", help="The engine that is started has a GPU")]
 
 
@@ -69,6 +75,7 @@ def train(
     engine_url: EngineUrl = None,
     model: Model = None,
     engine_arg: EngineArgs = None,
+    local: Local = None,
     accelerator: Accelerator = False,
 ) -> None:
     """Ask an engine about generated blocks, fit a gate, and measure it on others. Goes on where it stopped."""
@@ -83,7 +90,9 @@ def train(
         about = describe()
         asked: dict[Split, int] = {"train": blocks, "held-out": held_out}
         kept = features or out.with_suffix(".jsonl")
-        with _served(engine_url, model, engine_arg or [], accelerator=accelerator, needed=not words_only) as served:
+        with _asked(
+            local, engine_url, model, engine_arg or [], accelerator=accelerator, wanted=not words_only
+        ) as served:
             rows, name = _collected(served, kept, asked, seed)
         made = {
             "by": "logistic regression", "command": about["command"], "date": about["date"], "seed": seed,
@@ -109,6 +118,7 @@ def evaluate(
     engine_url: EngineUrl = None,
     model: Model = None,
     engine_arg: EngineArgs = None,
+    local: Local = None,
     accelerator: Accelerator = False,
 ) -> None:
     """Measure a gate on held-out blocks, against thresholds on gain and BM25 that are chosen on --blocks others."""
@@ -124,7 +134,9 @@ def evaluate(
         about = describe()
         asked: dict[Split, int] = {"train": blocks, "held-out": held_out}
         kept = features or out.with_suffix(".jsonl")
-        with _served(engine_url, model, engine_arg or [], accelerator=accelerator, needed=found.needs_gain) as served:
+        with _asked(
+            local, engine_url, model, engine_arg or [], accelerator=accelerator, wanted=found.needs_gain
+        ) as served:
             rows, name = _collected(served, kept, asked, seed)
         _measured(found, rows, recall, {**about, "served": name, "seed": seed}, out)
 
@@ -143,7 +155,7 @@ def _check(out: Path) -> None:
 
 
 def _collected(
-    served: HttpModel | None, path: Path, counts: dict[Split, int], seed: int
+    served: HttpModel | LocalModel | None, path: Path, counts: dict[Split, int], seed: int
 ) -> tuple[list[dict[str, Any]], str | None]:
     """The features of all blocks, and the model's name; of words alone where there is no model."""
     from lychee_sgl.memory.gate_collect import Features, collect
@@ -177,19 +189,32 @@ def _table(record: dict[str, Any]) -> Table:
 
 
 @contextlib.contextmanager
-def _served(
-    url: str | None, model: str | None, arguments: Sequence[str], *, accelerator: bool, needed: bool
-) -> Iterator[HttpModel | None]:
-    """A running engine, or one of our own; none where nobody is asked."""
-    from lychee_sgl.memory.http_model import HttpModel
+def _asked(
+    local: str | None, url: str | None, model: str | None, arguments: Sequence[str], *, accelerator: bool, wanted: bool
+) -> Iterator[HttpModel | LocalModel | None]:
+    """A model in this process, a running engine, or one of our own; none where nobody is asked."""
+    from lychee_sgl.models.embedded import ensure_unpacked
     from lychee_sgl.serve.solo import solo_engine
 
     with contextlib.ExitStack() as stack:
-        if needed and url is None:
-            words = tuple(word for argument in arguments for word in argument.split())
-            state = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            url = stack.enter_context(solo_engine(state, model=model, engine_args=words, accelerator=accelerator))
-        yield stack.enter_context(contextlib.closing(HttpModel(url))) if needed and url is not None else None
+        if not wanted:
+            yield None
+            return
+        served: HttpModel | LocalModel
+        if local is not None:
+            from lychee_sgl.memory.local_model import LocalModel
+
+            folder, name = (Path(model), Path(model).name) if model else (ensure_unpacked(lambda _: None), _EMBEDDED)
+            served = LocalModel(folder, name=name, device=local)
+        else:
+            from lychee_sgl.memory.http_model import HttpModel
+
+            if url is None:
+                words = tuple(word for argument in arguments for word in argument.split())
+                state = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                url = stack.enter_context(solo_engine(state, model=model, engine_args=words, accelerator=accelerator))
+            served = HttpModel(url)
+        yield stack.enter_context(contextlib.closing(served))
 
 
 @contextlib.contextmanager
