@@ -32,10 +32,11 @@ def memory_gate(record: Record, file: str) -> str:
         for kind, row in record["kinds"].items()
         if row["asked"]
     ]
-    by = f", by the gains of {cell(record['served'])}" if record["served"] else ", by words alone"
+    by = f"with the gains of {cell(record['served'])}" if record["served"] else "by words alone"
     return (
+        f"### Held-out blocks, {by}\n\n"
         f"{record['questions']:,} questions to {record['blocks']} held-out blocks of 500 to 2,500 tokens, "
-        f"{record['needed']} of them needed{by}; 95% intervals. Each threshold accepts "
+        f"{record['needed']} of them needed; 95% intervals. Each threshold accepts "
         f"{percent(record['recall'])} of the needed blocks of the other half. Precision depends on how many blocks "
         "are needed, which in a long document are fewer; the last column does not.\n\n"
         f"{markdown(head, rows)}\n"
@@ -65,6 +66,7 @@ def memory_arms(record: Record, file: str) -> str:
     plan = record["plan"]
     head = ("gate", "right", "blocks read", "prompt tokens", "first question", "later ones")
     return (
+        "### Answers without a gate, with one, and with one that knows\n\n"
         f"{plan['documents']} documents of {', '.join(f'{tokens:,}' for tokens in plan['lengths'])} tokens in blocks "
         f"of {plan['chunk']:,}, three questions each (one fact; two hops in order, and the other way round); medians "
         "of the seconds:\n\n"
