@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from lychee_sgl.memory.model import Inlay
 
+
 _SECONDS: Final = 600.0
 _MARK: Final = "(here stands the message)"
 

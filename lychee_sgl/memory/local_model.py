@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from lychee_sgl.memory.model import Inlay
+
 _LEAST_KEPT: Final = 256
 """Shorter prompts are not worth the place of a block's KV."""
 
@@ -51,15 +53,21 @@ class LocalModel:
         return text
 
     async def generate(
-        self, tokens: Sequence[int], *, max_tokens: int, score_from: int | None = None, stop: str | None = None
+        self,
+        tokens: Sequence[int],
+        *,
+        max_tokens: int,
+        score_from: int | None = None,
+        stop: str | None = None,
+        inlay: Inlay | None = None,
     ) -> Reply:
         """Gives a prompt's log-probabilities.
 
         Raises:
             ValueError: anything is to be generated.
         """
-        if max_tokens != 1 or score_from is None or stop is not None:
-            raise ValueError("a local model only scores: allowed are max_tokens 1, a score_from and no stop")
+        if max_tokens != 1 or score_from is None or stop is not None or inlay is not None:
+            raise ValueError("a local model only scores tokens: allowed are max_tokens 1, a score_from, nothing else")
         first = max(0, score_from - 1)  # the token whose successor is the first that is scored
         shared = self._shared(tokens, first)
         if len(tokens) < _LEAST_KEPT:

@@ -46,7 +46,7 @@ def test_scores_are_those_of_one_pass_with_and_without_kept_kv(folder: Path, tok
 def test_it_only_scores(folder: Path) -> None:  # noqa: F811
     model = LocalModel(folder, name="tiny")
     assert model.render([{"role": "user", "content": "Why?"}]) == "<s>user\nWhy?<e>\n<s>assistant\n"
-    with pytest.raises(ValueError, match="a local model only scores"):
+    with pytest.raises(ValueError, match="a local model only scores tokens"):
         asyncio.run(model.generate([1, 2], max_tokens=8))
     with pytest.raises(ValueError, match="model"):
         LocalModel(folder.parent / "nothing", name="x")
