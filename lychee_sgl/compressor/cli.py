@@ -1,5 +1,6 @@
 """The command line `lychee-sgl compressor`. Importing it is cheap: torch comes in only with the commands."""
 
+import math
 import shlex
 import sys
 import time
@@ -223,17 +224,17 @@ def _progress() -> "Iterator[Callable[[int, int, str, float], None]]":
     )  # fmt: skip
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("steps", total=None, told="")
-        began = last = time.monotonic()
-        first = 0
+        began: tuple[float, int] | None = None  # when, and after which step: what went before says nothing of the pace
+        last = -math.inf
 
         def tell(done: int, steps: int, told: str, seconds: float) -> None:
-            nonlocal last, first
-            first = first or done - 1  # of those that were done before a resumption the pace is not known
+            nonlocal began, last
             bar.update(task, completed=done, total=steps, told=told)
             now = time.monotonic()
-            if not console.is_terminal and (now - last >= _LINE_SECONDS or done in (1, steps)):
+            began = began or (now - seconds, done - 1)
+            if not console.is_terminal and (now - last >= _LINE_SECONDS or done == steps):
                 last = now
-                left = (now - began) / (done - first) * (steps - done)
+                left = (now - began[0]) / (done - began[1]) * (steps - done)
                 line = f"step {done} of {steps}: {told}, {seconds:.2f} s; {left / 60:.1f} minutes left"
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
 

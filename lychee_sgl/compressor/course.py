@@ -135,7 +135,7 @@ class Course(ABC, Generic[S, R]):
         kept = load_checkpoint(path, self._identity)
         self.put(kept["trained"])
         self._adam.load_state_dict(kept["adam"])
-        self.step, self.history, self.extra = kept["step"], kept["history"], kept["extra"]
+        self.step, self.history, self.extra = kept["step"], kept["history"], kept.get("extra", {})
 
     def weights(self) -> dict[str, torch.Tensor]:
         """A copy of all that is trained."""

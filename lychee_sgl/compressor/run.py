@@ -117,12 +117,12 @@ def train(
         "reader_rank": job.reader_rank,
     }  # fmt: skip
     until = None if job.minutes is None else started + 60 * job.minutes
-    settings, pilot = _settings(job, compressor, samples, identity, until, say)
+    settings, tried = _settings(job, compressor, samples, identity, until, say)
     trainer = Trainer(compressor, samples, settings, identity)
     if state.exists():
         trainer.resume(state)
         say(f"going on at step {trainer.step} of {settings.steps}")
-    trainer.extra = trainer.extra or {"pilot": pilot}
+    trainer.extra = trainer.extra or {"pilot": tried}
     done = trainer.run(state=state, until=until, tell=lambda report: tell(report, settings.steps))
     compressor.save(job.out)
     record = {
