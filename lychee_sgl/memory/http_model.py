@@ -30,6 +30,8 @@ class HttpModel:
         """
         self._http = httpx.Client(base_url=address, timeout=_SECONDS, trust_env=False)
         info = self._call("GET", "/lychee/info")
+        if not {"model", "context_window"} <= info.keys():
+            raise ModelFailed(f"{address} is no engine of lychee-sgl: its /lychee/info names no model")
         self.name, self.window = str(info["model"]), int(info["context_window"])
         self.identity = self.name
         self._templates: dict[tuple[str, ...], tuple[str, ...]] = {}
@@ -82,6 +84,7 @@ class HttpModel:
         """Runs one greedy completion, of tokens alone.
 
         Raises:
+            ModelFailed: the engine does not answer.
             ValueError: there are embeddings, which HTTP does not carry.
         """
         if inlay is not None:
@@ -116,5 +119,7 @@ class HttpModel:
             raise ModelFailed(f"{self._http.base_url}{path}: {error}") from error
         if answer.status_code != 200:
             raise ModelFailed(f"{path} gave {answer.status_code}: {answer.text:.300}")
-        found: dict[str, Any] = answer.json()
+        found = answer.json()
+        if not isinstance(found, dict):
+            raise ModelFailed(f"{path} gave no object: {answer.text:.300}")
         return found

@@ -27,8 +27,11 @@ class LocalModel:
         """Loads a model, in float32 on a CPU, else in bfloat16.
 
         Raises:
-            ValueError: it is not a model folder.
+            ValueError: it is not a model folder, or there is no such device.
         """
+        allowed = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+        if device not in allowed:
+            raise ValueError(f"--local is {device!r}; allowed here: {', '.join(allowed)}")
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         loaded = load_model(folder, name=name, device=device, dtype=dtype)
         self._model, self._tokenizer, self._device = loaded.model, loaded.tokenizer, device

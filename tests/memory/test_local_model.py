@@ -50,3 +50,5 @@ def test_it_only_scores(folder: Path) -> None:  # noqa: F811
         asyncio.run(model.generate([1, 2], max_tokens=8))
     with pytest.raises(ValueError, match="model"):
         LocalModel(folder.parent / "nothing", name="x")
+    with pytest.raises(ValueError, match="--local is 'tpu'; allowed here: cpu"):
+        LocalModel(folder, name="x", device="tpu")
