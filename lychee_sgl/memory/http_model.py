@@ -29,9 +29,13 @@ class HttpModel:
             ModelFailed: there is no such engine.
         """
         self._http = httpx.Client(base_url=address, timeout=_SECONDS, trust_env=False)
-        info = self._call("GET", "/lychee/info")
-        if not {"model", "context_window"} <= info.keys():
-            raise ModelFailed(f"{address} is no engine of lychee-sgl: its /lychee/info names no model")
+        try:
+            info = self._call("GET", "/lychee/info")
+            if not {"model", "context_window"} <= info.keys():
+                raise ModelFailed(f"{address} is no engine of lychee-sgl: its /lychee/info names no model")
+        except ModelFailed:
+            self.close()
+            raise
         self.name, self.window = str(info["model"]), int(info["context_window"])
         self.identity = self.name
         self._templates: dict[tuple[str, ...], tuple[str, ...]] = {}
