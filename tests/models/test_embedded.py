@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import signal
@@ -127,6 +128,9 @@ def test_killed_conversion_is_never_used_and_two_starts_share_the_next(tmp_path:
             pass
         time.sleep(0.5)
         os.killpg(victim.pid, signal.SIGKILL)
+    (lock,) = root.glob(".*.lock")
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # free when the last process of the group is gone
     leftovers = [path for path in root.iterdir() if ".making-" in path.name]
     assert len(leftovers) == 1
     assert not [path for path in root.iterdir() if not path.name.startswith(".")]

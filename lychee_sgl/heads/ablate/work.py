@@ -95,9 +95,12 @@ class Workshop:
             return self.trained(), None, False
         plans = self.plans()
         self._check_answers(plans)
-        shared = self._share_answers() if len(self._places()) > 1 else True
-        # what is left to ask is nothing, if others asked it; this reads what they wrote
-        answers, done = self.answer(plans, late=not shared)
+        if len(self._places()) == 1:
+            return plans, *self.answer(plans)
+        answers, done = self.answer(plans, late=True)  # what is there already: nobody has to be started for that
+        if not done:
+            self._share_answers()
+            answers, done = self.answer(plans, late=True)
         return plans, answers, done
 
     def answer_share(self, share: tuple[int, int]) -> bool:
@@ -291,8 +294,8 @@ class Workshop:
                 plan = chequered_plan(shape, defaults=defaults)
         return with_measured_sources(plan, load_gain(self.gain_file("effect"))) if name != base else plan
 
-    def _share_answers(self) -> bool:
-        """Ask in several processes; false when the time is up before the last answer.
+    def _share_answers(self) -> None:
+        """Ask in several processes, until the last answer or the end of the time.
 
         Raises:
             ValueError: one failed.
@@ -320,7 +323,6 @@ class Workshop:
         for part, code in enumerate(codes):
             if code not in (0, UNFINISHED):
                 raise ValueError(f"answering ended with {code}: {_last_line(self._share_log(part))}")
-        return all(code == 0 for code in codes)
 
     def answer(
         self, plans: dict[str, HeadPlan], *, share: tuple[int, int] = (0, 1), late: bool = False
