@@ -23,6 +23,7 @@ from lychee_sgl.memory.split import Chat, Refused, take_apart
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+
 log = logging.getLogger(__name__)
 
 DONE = "data: [DONE]\n\n"

@@ -63,7 +63,7 @@ def _checked(folder: Path, config: EngineConfig, args: Any, model_config: Any) -
         found = describe(folder)
     except ValueError as error:
         raise ValueError(f"LYCHEE_COMPRESSOR: {error}") from error
-    wanted = {name: getattr(model_config.hf_text_config, field) for name, field in _SHAPE.items()}
+    wanted = {name: getattr(model_config.hf_text_config, field, None) for name, field in _SHAPE.items()}
     shape = {name: getattr(found.shape, name) for name in _SHAPE}
     if shape != wanted:
         raise ValueError(f"LYCHEE_COMPRESSOR is {folder}, for {_told(shape)}; allowed: one for {_told(wanted)}")
@@ -82,7 +82,7 @@ def _checked(folder: Path, config: EngineConfig, args: Any, model_config: Any) -
     return found
 
 
-def _told(shape: dict[str, int]) -> str:
+def _told(shape: dict[str, int | None]) -> str:
     return ", ".join(f"{name} {number}" for name, number in shape.items())
 
 
