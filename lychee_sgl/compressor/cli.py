@@ -110,7 +110,7 @@ def reinforce(
     limit: Annotated[int, typer.Option(help="The most tokens that are said at a time")] = 16,
     gate: Annotated[float, typer.Option(help="What the outcome has to reach for lower rewards to count")] = 1.0,
     evidence: Annotated[float, typer.Option(help="Weight of this reward; the outcome's is 1")] = 0.2,
-    form: Annotated[float, typer.Option(help="Weight of the reward for coming to an end")] = 0.05,
+    form: Annotated[float, typer.Option(help="Weight of the reward for being brief")] = 0.05,
     rate: Annotated[float, typer.Option(help="Learning rate")] = 1e-4,
     clip: Annotated[float, typer.Option(help="How far the likelihood ratio counts from 1")] = 0.2,
     kl: Annotated[float, typer.Option(help="Weight of the divergence from the start")] = 0.0,

@@ -137,7 +137,11 @@ class Player:
             begun = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, value, strict=False))) / len(
                 value
             )
-            one.rewards.append({"outcome": float(one.right), "evidence": begun, "format": float(said.ended)})
+            one.rewards.append({"outcome": float(one.right), "evidence": begun, "format": self._brief(said)})
+
+    def _brief(self, said: Said) -> float:
+        """1 for an end at once, less for a later one; 0 without one: what can be had without an answer."""
+        return max(0.0, 1 - (len(said.tokens) - 1) / self.settings.limit) if said.ended else 0.0
 
     def _loop(
         self,

@@ -120,6 +120,8 @@ def reinforce(
         at = time.monotonic()
         hits = judge(one.player, tasks, settings.ratios, say=lambda line: say(f"before: {line}"))
         one.extra = {"before": hits, "seconds": time.monotonic() - at}
+        if not any(hit for right in hits.values() for hit in right):
+            say("none is answered yet: only what chance finds can teach; a lower ratio or a better compressor helps")
         one.save(state)
     stop = None if until is None else until - _RESERVE * one.extra["seconds"]
     done = one.run(state=state, every=_EVERY, until=stop, tell=lambda report: tell(report, _expected(one, stop)))

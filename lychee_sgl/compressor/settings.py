@@ -118,7 +118,7 @@ class ReinforceSettings:
         gated: lower rewards count behind the gates; else all do.
         gate: what the outcome has to reach for lower rewards to count.
         evidence: weight of that reward; the outcome's is 1.
-        form: weight of the reward `format`.
+        form: weight of the reward `format`: to come to an end, and soon.
         clip: how far the likelihood ratio counts from 1.
         kl: weight of the divergence from the start.
         norm: the longest gradient.

@@ -169,16 +169,19 @@ def test_rewards_of_an_answer_over_all_blocks(
 ) -> None:
     player = Player(made(tokenizer), samples, SMALL)
     task = replace(task_with(samples, 1, loop=False), value="1234567")
-    for text, right, evidence, form in (
-        (" 1234567.", 1.0, 1.0, 1.0), (" 1234567", 1.0, 1.0, 0.0), (" 1230000.", 0.0, 3 / 7, 1.0),
-        (" 12345678.", 0.0, 1.0, 1.0), (".", 0.0, 0.0, 1.0), (" 7 or 1234567.", 0.0, 0.0, 1.0),
+    for text, right, evidence, ended in (
+        (" 1234567.", 1.0, 1.0, True), (" 1234567", 1.0, 1.0, False), (" 1230000.", 0.0, 3 / 7, True),
+        (" 12345678.", 0.0, 1.0, True), (".", 0.0, 0.0, True), (" 7 or 1234567.", 0.0, 0.0, True),
     ):  # fmt: skip
+        form = max(0.0, 1 - (len(samples.ids(text)) - 1) / 5) if ended else 0.0  # of 5 tokens at most
         shown = speaking(player, monkeypatch, lambda _, text=text: text)  # type: ignore[misc]
         ((one,),) = player.play([task], 4)
         assert one.rewards == [{"outcome": right, "evidence": evidence, "format": form}]
         assert one.right is bool(right)
         prompt = one.conversations[0].prompt
         assert shown == [len(prompt.before) + SMALL.windows * LONG // 4 + len(prompt.after)]
+    assert form == 0.0  # a long one
+    assert len(samples.ids(".")) == 1  # at once: 1
     farmed = [{"outcome": 0.0, "evidence": 0.0, "format": 1.0}]
     assert chain_of(SMALL).total(farmed) == 0.0
     assert chain_of(replace(SMALL, gated=False)).total(farmed) == 0.05
@@ -375,6 +378,7 @@ def test_from_a_compressor_to_a_judged_policy(folder: Path, tokenizer: Any, tmp_
     asked += ["--package", "rich", "--device", "cpu", "--form", "1"]
     ended = CliRunner().invoke(app, [*asked, "--steps", "2", "--minutes", "0"])
     assert ended.exit_code == UNFINISHED, ended.output
+    assert "none is answered yet" in ended.output
     ended = CliRunner().invoke(app, [*asked, "--steps", "2"])
     assert "holds an unfinished training; go on with --resume" in ended.output
     ended = CliRunner().invoke(app, [*asked, "--steps", "2", "--resume"])
