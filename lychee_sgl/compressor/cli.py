@@ -111,7 +111,7 @@ def reinforce(
     gate: Annotated[float, typer.Option(help="What the outcome has to reach for lower rewards to count")] = 1.0,
     evidence: Annotated[float, typer.Option(help="Weight of this reward; the outcome's is 1")] = 0.2,
     form: Annotated[float, typer.Option(help="Weight of the reward for being brief")] = 0.05,
-    rate: Annotated[float, typer.Option(help="Learning rate")] = 1e-4,
+    rate: Annotated[float, typer.Option(help="Learning rate")] = 3e-4,
     clip: Annotated[float, typer.Option(help="How far the likelihood ratio counts from 1")] = 0.2,
     kl: Annotated[float, typer.Option(help="Weight of the divergence from the start")] = 0.0,
     reader_rank: Annotated[int, typer.Option(help="Of the reader's adapter; 0: the compressor learns alone")] = 16,

@@ -145,7 +145,7 @@ class ReinforceSettings:
     clip: float = 0.2
     kl: float = 0.0
     norm: float = 1.0
-    rate: float = 1e-4
+    rate: float = 3e-4
     warmup: int = 10
     reader_rank: int = 16
     seed: int = 0
