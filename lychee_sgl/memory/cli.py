@@ -82,14 +82,13 @@ def train(
     from lychee_sgl.bench.machine import describe
 
     with _errors():
-        for path in (out, record or out):
-            _check(path)
+        kept, record = features or out.with_suffix(".jsonl"), record or out.with_suffix(".measured.json")
+        _check(out, record, kept)
         from lychee_sgl.memory.gate_features import NAMES, OF_WORDS
         from lychee_sgl.memory.gate_fit import fit, judged
 
         about = describe()
         asked: dict[Split, int] = {"train": blocks, "held-out": held_out}
-        kept = features or out.with_suffix(".jsonl")
         with _asked(
             local, engine_url, model, engine_arg or [], accelerator=accelerator, wanted=not words_only
         ) as served:
@@ -101,9 +100,7 @@ def train(
         names = OF_WORDS if words_only else NAMES
         gate = fit(judged(rows, "train"), recall=recall, model=name, made=made, names=names)
         out.write_text(json.dumps(gate.to_dict(), indent=1) + "\n", encoding="utf-8")
-        _measured(
-            gate, rows, recall, {**about, "served": name, "seed": seed}, record or out.with_suffix(".measured.json")
-        )
+        _measured(gate, rows, recall, {**about, "served": name, "seed": seed}, record)
 
 
 @gate_app.command()
@@ -125,33 +122,40 @@ def evaluate(
     from lychee_sgl.bench.machine import describe
 
     with _errors():
-        from lychee_sgl.memory.gate import Classifier, load
+        from lychee_sgl.memory.gate import Classifier, foreign, load
 
         found = load(gate)
         if not isinstance(found, Classifier):
             raise ValueError(f"gate is {gate!r}; allowed: a file or a name: a number is measured beside every gate")
-        _check(out)
+        kept = features or out.with_suffix(".jsonl")
+        _check(Path(gate), out, kept)
         about = describe()
         asked: dict[Split, int] = {"train": blocks, "held-out": held_out}
-        kept = features or out.with_suffix(".jsonl")
         with _asked(
             local, engine_url, model, engine_arg or [], accelerator=accelerator, wanted=found.needs_gain
         ) as served:
+            if served is not None and (doubt := foreign(found, served.name)):
+                Console(stderr=True).print(doubt, markup=False, highlight=False, soft_wrap=True)
             rows, name = _collected(served, kept, asked, seed)
         _measured(found, rows, recall, {**about, "served": name, "seed": seed}, out)
 
 
-def _check(out: Path) -> None:
-    """Finds what would fail only when the engine has been asked for minutes.
+def _check(*files: Path) -> None:
+    """Finds what would fail, or destroy another file, only when the engine has been asked for minutes.
 
     Raises:
         ModuleNotFoundError: what fits and measures is not installed.
-        ValueError: there is no such folder.
+        ValueError: there is no such folder, or two files are one.
     """
     import scipy.optimize  # noqa: F401
 
-    if not out.parent.is_dir():
-        raise ValueError(f"{out} is in no folder; allowed: a file in a folder that exists")
+    for out in files:
+        if not out.parent.is_dir():
+            raise ValueError(f"{out} is in no folder; allowed: a file in a folder that exists")
+    if len({file.resolve() for file in files}) < len(files):
+        raise ValueError(
+            f"files are {', '.join(map(str, files))}; allowed: gate, measurement and features, each its own"
+        )
 
 
 def _collected(

@@ -198,6 +198,8 @@ def test_what_the_commands_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for words, told in (
         (("train", "--out", out, "--engine-url", "http://127.0.0.1:1"), "error: http://127.0.0.1:1/lychee/info: "),
         (("train", "--out", str(tmp_path / "no" / "gate.json")), "allowed: a file in a folder that exists"),
+        (("train", "--out", out, "--record", out), "gate, measurement and features, each its own"),
+        (("train", "--out", f"{out}l"), "gate, measurement and features, each its own"),
         (("evaluate", "1.2", "--out", out), "allowed: a file or a name"),
         (("evaluate", "no-such", "--out", out), "'no-such' is no file, allowed"),
     ):
