@@ -60,10 +60,12 @@ EXPOSE 8001 29000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8001/health', timeout=4)"]
-# One failure takes an engine out for ten seconds: a dead one is not tried until the tries are used up.
+# One failure takes an engine out for ten seconds: a dead one is not tried until the tries are used up. One in a long
+# prefill is silent for a while: SGLang itself gives up on its /health after 20 seconds, not after the router's 5.
 ENTRYPOINT ["smg", "launch", "--host", "0.0.0.0", "--port", "8001", "--prometheus-host", "0.0.0.0", \
     "--prometheus-port", "29000", "--policy", "cache_aware", "--cb-failure-threshold", "1", \
-    "--cb-timeout-duration-secs", "10", "--health-check-interval-secs", "5", "--worker-startup-check-interval", "5"]
+    "--cb-timeout-duration-secs", "10", "--health-check-interval-secs", "5", "--health-check-timeout-secs", "25", \
+    "--worker-startup-check-interval", "5"]
 
 
 # ------------------------------------------------------------------------------------------------- engine-cpu

@@ -106,6 +106,7 @@ DEPLOYED = {
     "--cb-failure-threshold": "1",
     "--cb-timeout-duration-secs": "10",
     "--health-check-interval-secs": "5",
+    "--health-check-timeout-secs": "25",
     "--worker-startup-check-interval": "5",
 }
 """The options that the container of the router starts with."""

@@ -89,7 +89,10 @@ def tokens_of(answer: dict[str, Any], path: str) -> list[Token]:
 
 
 def gap_at_difference(text: str, tokens: Sequence[Token], *, whole: bool = True) -> float | None:
-    """Find the first token at which a text leaves a reference.
+    """Find out where a text leaves a reference, and by how little.
+
+    The same words can be cut into tokens in two ways: the choice that made the difference may be an earlier one, of a
+    token that another one begins with.
 
     Args:
         text: the answer that is judged.
@@ -97,15 +100,20 @@ def gap_at_difference(text: str, tokens: Sequence[Token], *, whole: bool = True)
         whole: the answer was complete; else it may end anywhere.
 
     Returns:
-        None if it does not; else the gap in logits between the reference's token and the text's, infinity where the
-        text's is not among the alternatives.
+        None if it does not; else the smallest gap in logits between a token of the reference, up to the first that
+        the text does not have, and one that the text may have in its place; infinity where there is none.
     """
-    at = 0
+    at, gaps = 0, [math.inf]
     for token in tokens:
         if not whole and token.text.startswith(text[at:]):
             return None
+        own = token.best.get(token.text, math.inf)
+        gaps += [
+            own - weight
+            for other, weight in token.best.items()
+            if other and other != token.text and text.startswith(other, at)
+        ]
         if not text.startswith(token.text, at):
-            taken = [weight for other, weight in token.best.items() if other and text.startswith(other, at)]
-            return token.best[token.text] - max(taken) if taken and token.text in token.best else math.inf
+            return min(gaps)
         at += len(token.text)
-    return None if at == len(text) else math.inf
+    return None if at == len(text) else min(gaps)

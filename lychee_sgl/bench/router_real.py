@@ -170,11 +170,12 @@ def _contents(
     clear = [number for number in answered if own[number] is True]
     again = [*unclear, *clear[:: max(1, len(clear) // SAMPLE)]]
     gaps: dict[int, float] = {}
+    references: dict[int, str] = {}
     for number in again:
         tokens = ask_alone(engine.url, run.asked[number])
         gap = gap_at_difference(run.heard[number].text, tokens, whole=number in own)
         if gap is not None:
-            gaps[number] = gap
+            gaps[number], references[number] = gap, "".join(token.text for token in tokens)
     return {
         "began_with_their_number": len(clear),
         "asked_again_alone": len(again),
@@ -182,7 +183,7 @@ def _contents(
         "as_alone": len(again) - len(gaps),
         "near_ties": {str(number): round(gap, 4) for number, gap in gaps.items() if gap < allowed},
         "others": {
-            str(number): f"{run.heard[number].text!r} (gap {gap:.3g}) for {run.asked[number].body}"
+            str(number): f"{run.heard[number].text!r}, alone {references[number]!r}, gap {gap:.3g}: {run.asked[number]}"
             for number, gap in gaps.items()
             if gap >= allowed
         },

@@ -120,6 +120,11 @@ def test_the_first_difference_by_hand() -> None:
     assert gap_at_difference("483", tokens, whole=False) is None
     assert gap_at_difference("484", tokens, whole=False) == pytest.approx(2.0)
     assert gap_at_difference("483900", tokens) == math.inf
+    # "a.b" may be "a", "." or "a."; the choice was made there, and is seen later
+    cut = [Token("a", {"a": -0.5, "a.": -0.75}), Token(".", {".": -0.25}), Token("c", {"c": -0.125, "d": -4.0})]
+    assert gap_at_difference("a.b", cut) == pytest.approx(0.25)
+    assert gap_at_difference("a.d", cut) == pytest.approx(0.25)
+    assert gap_at_difference("b", cut) == math.inf
     chat = {"content": [{"token": "48", "logprob": -0.1, "top_logprobs": [{"token": "48", "logprob": -0.1}]}]}
     assert tokens_of({"choices": [{"logprobs": chat}]}, CHAT) == [Token("48", {"48": -0.1})]
     text = {"tokens": ["48"], "top_logprobs": [{"48": -0.1}]}
