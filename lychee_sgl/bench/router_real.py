@@ -79,13 +79,15 @@ def _stack(state: Path) -> Iterator[tuple[Child, Child, list[Engine]]]:
 def _prompt_tokens(engine: Engine, asked: Sequence[Asked]) -> list[int]:
     """Ask an engine how long the prompts are."""
 
-    def count(each: Asked) -> int:
-        body = {key: each.body[key] for key in ("model", "messages", "prompt") if key in each.body}
-        reply = httpx.post(f"{engine.url}/tokenize", json=body, timeout=120, trust_env=False)
-        return int(reply.raise_for_status().json()["count"])
+    limits = httpx.Limits(max_connections=4)
+    with httpx.Client(base_url=engine.url, timeout=120, limits=limits, trust_env=False) as http:
 
-    with ThreadPoolExecutor(4) as pool:
-        return list(pool.map(count, asked))
+        def count(each: Asked) -> int:
+            body = {key: each.body[key] for key in ("model", "messages", "prompt") if key in each.body}
+            return int(http.post("/tokenize", json=body).raise_for_status().json()["count"])
+
+        with ThreadPoolExecutor(4) as pool:
+            return list(pool.map(count, asked))
 
 
 def _replica_is_up(gateway: Child, engine: Engine) -> bool:
