@@ -78,7 +78,6 @@ def _stack(state: Path) -> Iterator[tuple[Child, Child, list[Engine]]]:
 
 def _prompt_tokens(engine: Engine, asked: Sequence[Asked]) -> list[int]:
     """Ask an engine how long the prompts are."""
-
     limits = httpx.Limits(max_connections=4)
     with httpx.Client(base_url=engine.url, timeout=120, limits=limits, trust_env=False) as http:
 
