@@ -173,9 +173,14 @@ def test_scores_behind_embeddings_are_those_behind_the_tokens(asker: Asker) -> N
     ids, inlay = asker.prompt(TEXTS[1], ASK[1])
     plain_ids = [*chain(*asker.parts(TEXTS[1], ASK[1]))]
     start = inlay.at + inlay.count
-    asker.flush()
-    (plain,) = asker.run(asker.model.generate(plain_ids, max_tokens=1, score_from=start))
-    for _ in range(2):  # the second time out of the cache
-        (inlaid,) = asker.run(asker.model.generate(ids, max_tokens=1, score_from=start, inlay=inlay))
+    found = []
+    for prompt, given in ((plain_ids, None), (ids, inlay)):
+        asker.flush()
+        calls = [asker.model.generate(prompt, max_tokens=1, score_from=start, inlay=given) for _ in range(2)]
+        found.append([reply for call in calls for reply in asker.run(call)])
+    # what comes out of the cache is added up in another order: like is compared with like
+    for plain, inlaid in zip(*found, strict=True):
+        assert inlaid.cached_tokens == plain.cached_tokens
         assert inlaid.logprobs == pytest.approx(plain.logprobs, abs=0.05)
-    assert len(plain.logprobs) == len(ids) - start
+        assert len(plain.logprobs) == len(ids) - start
+    assert found[1][1].cached_tokens > 0
