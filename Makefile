@@ -48,7 +48,9 @@ lint: $(ENV)/.installed ## ruff, mypy, import rules
 test: $(ENV)/.installed ## lint and all tests, two runs at a time
 	+@$(MAKE) --no-print-directory -j2 test-here test-engines test-serving
 
-test-here: lint # what starts no engine
+# Lint is no prerequisite: make would begin the other two runs before it came back to this one.
+test-here: $(ENV)/.installed # lint, and what starts no engine
+	@$(MAKE) --no-print-directory lint
 	$(call pytest,not gpu and not interpret and not engine)
 # Triton's interpreter has to be chosen before triton is imported, hence a run of its own.
 	$(call pytest,interpret,TRITON_INTERPRET=1)
