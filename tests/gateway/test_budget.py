@@ -54,7 +54,10 @@ def test_accepted(raw, params):
 
 BUDGETS = 'an integer from 1 to 8192 (the context window), "dense", "auto"'
 SHARE = "a number above 0 and up to 1"
-KEYS = "budget, mode, value, min_recall, target_itl_ms, policy, seed, cache_correction, memory, chunk, working_memory, ratio"
+KEYS = (
+    "budget, mode, value, min_recall, target_itl_ms, policy, seed, "
+    "cache_correction, memory, chunk, working_memory, ratio"
+)
 
 
 @pytest.mark.parametrize(
