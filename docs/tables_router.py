@@ -37,8 +37,9 @@ def router_engines(record: Record, file: str) -> str:
         f"{record['slowest_seconds']:.0f} s.\n\n"
         f"{markdown(head, rows)}\n"
         f"{answers['began_with_their_number']:,} answers began with the number that only their request had; "
-        f"{compared}; {len(answers['others'])} were another's. {len(record['problems'])} differences between what "
-        "clients saw, the gateway's metrics, and the engines' logs and counters.\n\n"
+        f"{compared}; {len(answers['others'])} could not be told to be their own. Beside these, "
+        f"{len(record['problems']) - len(answers['others'])} differences between what clients saw, the gateway's "
+        "metrics, and the engines' logs and counters.\n\n"
         f"{origin(record, file, '../docs/measurements')}"
     )
 

@@ -242,7 +242,10 @@ def _report(
 ) -> dict[str, Any]:
     found = problems(run)
     found += [f"request {number}: {'; '.join(said)}" for number, said in contents["mismatches"].items()]
-    found += [f"request {number} got another's answer: {said}" for number, said in contents["others"].items()]
+    found += [
+        f"request {number}: nothing shows that its answer is its own: {said}"
+        for number, said in contents["others"].items()
+    ]
     found += [f"engine {place} still has {load}" for place, load in enumerate(loads) if any(load.values())]
     waits = [heard.ended - heard.began for heard in run.heard]
     replicas = replica_counts(run)

@@ -84,4 +84,4 @@ def test_replicas(tables: ModuleType) -> None:
     assert "| the same, started again | 400 | 400 | - | 401 |" in text
     assert "1,500 were answered, 7 streams ended in an error, 60 clients left, 33 were refused, 0 hung" in text
     assert "1,490 answers began with the number that only their request had; 68 of 70 answers" in text
-    assert "2 from a near tie on; 0 were another's. 0 differences" in text
+    assert "2 from a near tie on; 0 could not be told to be their own. Beside these, 0 differences" in text
