@@ -122,24 +122,13 @@ class EngineModel:
         return self._reply(obj, found, score_from)
 
     def _reply(self, obj: Any, output: Mapping[str, Any], score_from: int | None) -> Reply:
-        meta = output["meta_info"]
-        finish = meta.get("finish_reason") or {}
+        finish = output["meta_info"].get("finish_reason") or {}
         if finish.get("type") == "abort":
             raise ModelFailed(str(finish.get("message") or "the engine aborted the call"))
         summary = self._summarise(obj)
         if summary is not None:
             self.summaries.append(summary)
-        scored: tuple[float, ...] = ()
-        if score_from is not None:
-            wanted = len(obj.input_ids) - score_from
-            scored = tuple(float(entry[0]) for entry in meta["input_token_logprobs"][-wanted:] if entry[0] is not None)
-        return Reply(
-            text=output["text"],
-            prompt_tokens=meta["prompt_tokens"],
-            completion_tokens=meta["completion_tokens"],
-            cached_tokens=meta.get("cached_tokens", 0),
-            logprobs=scored,
-        )
+        return Reply.of_sglang(output, 0 if score_from is None else len(obj.input_ids) - score_from)
 
 
 def dtype_name(manager: Any) -> str:

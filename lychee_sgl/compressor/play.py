@@ -128,16 +128,15 @@ class Player:
         every = tuple(range(self.settings.windows))
         shown = {task: self._prompt(task, every, "") for task in {*tasks}}
         prompts = [shown[task] for task in tasks]
-        for task, one, prompt, said in zip(
-            tasks, played, prompts, self._say(prompts, documents, draw), strict=True
-        ):  # fmt: skip
+        answers = self._say(prompts, documents, draw)
+        for task, one, prompt, said in zip(tasks, played, prompts, answers, strict=True):
             text, value = plain(self._text(said)), plain(task.value)
             one.right = text == value
             one.conversations.append(Conversation(prompt, said.tokens))
-            begun = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, value, strict=False))) / len(
-                value
+            begun = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, value, strict=False)))
+            one.rewards.append(
+                {"outcome": float(one.right), "evidence": begun / len(value), "format": self._brief(said)}
             )
-            one.rewards.append({"outcome": float(one.right), "evidence": begun, "format": self._brief(said)})
 
     def _brief(self, said: Said) -> float:
         """1 for an end at once, less for a later one; 0 without one: what can be had without an answer."""

@@ -103,18 +103,7 @@ class HttpModel:
             # the engine counts from the token whose successor it scores
             body |= {"return_logprob": True, "logprob_start_len": max(0, score_from - 1)}
         answer = await asyncio.to_thread(self._call, "POST", "/generate", body)
-        meta = answer["meta_info"]
-        scored: tuple[float, ...] = ()
-        if score_from is not None:
-            entries = meta["input_token_logprobs"][-(len(tokens) - score_from) :]
-            scored = tuple(float(entry[0]) for entry in entries if entry[0] is not None)
-        return Reply(
-            text=answer["text"],
-            prompt_tokens=meta["prompt_tokens"],
-            completion_tokens=meta["completion_tokens"],
-            cached_tokens=meta.get("cached_tokens", 0),
-            logprobs=scored,
-        )
+        return Reply.of_sglang(answer, 0 if score_from is None else len(tokens) - score_from)
 
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,6 +47,25 @@ class Reply:
     completion_tokens: int
     cached_tokens: int = 0
     logprobs: tuple[float, ...] = ()
+
+    @classmethod
+    def of_sglang(cls, answer: Mapping[str, Any], scored: int) -> Reply:
+        """Reads what SGLang's `/generate` gives, or its tokenizer manager in the same process.
+
+        Args:
+            answer: the object with `text` and `meta_info`.
+            scored: how many of the prompt's last tokens were to be scored.
+        """
+        meta = answer["meta_info"]
+        entries = meta["input_token_logprobs"][-scored:] if scored else []
+        return cls(
+            text=answer["text"],
+            prompt_tokens=meta["prompt_tokens"],
+            completion_tokens=meta["completion_tokens"],
+            cached_tokens=meta.get("cached_tokens", 0),
+            # the first token of a prompt has none
+            logprobs=tuple(float(entry[0]) for entry in entries if entry[0] is not None),
+        )
 
 
 class Model(Protocol):

@@ -75,3 +75,12 @@ def folder(tokenizer: Any, tmp_path: Path) -> Path:
     drawn_model(tokenizer).save_pretrained(place)
     tokenizer.save_pretrained(place)
     return place
+
+
+def shaken(compressor: Compressor) -> Compressor:
+    """With weights as if it had been trained."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for value in compressor.trained().values():
+            value += 0.1 * torch.randn_like(value)
+    return compressor

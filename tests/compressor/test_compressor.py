@@ -10,16 +10,7 @@ from lychee_sgl.compressor.data import Sample
 from lychee_sgl.compressor.model import Compressor, load_compressor, shape_of
 from lychee_sgl.compressor.reader import read, task_losses
 from lychee_sgl.compressor.settings import CompressorShape, TrainSettings
-from tests.compressor.conftest import RATIOS, WINDOW, drawn_model
-
-
-def shaken(compressor: Compressor) -> Compressor:
-    """With weights as if it had been trained."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for value in compressor.trained().values():
-            value += 0.1 * torch.randn_like(value)
-    return compressor
+from tests.compressor.conftest import RATIOS, WINDOW, drawn_model, shaken
 
 
 def tokens(count: int, rows: int = 1) -> torch.Tensor:

@@ -23,7 +23,7 @@ from lychee_sgl.compressor.play import Player, chain_of, compressed
 from lychee_sgl.compressor.reinforce import COLUMNS, Lesson, Line, Reinforcer
 from lychee_sgl.compressor.sampler import Said, say, stop_tokens
 from lychee_sgl.compressor.settings import ReinforceSettings
-from tests.compressor.conftest import RATIOS, SETTINGS, TEXT, WINDOW, drawn_model
+from tests.compressor.conftest import RATIOS, SETTINGS, TEXT, WINDOW, drawn_model, shaken
 
 SMALL = ReinforceSettings(
     steps=3, tasks=2, group=3, ratios=(2, 4), windows=2, others=1, limit=5, rate=0.01, warmup=2, reader_rank=2
@@ -41,14 +41,6 @@ def made(tokenizer: Any, *, rank: int = 2) -> Compressor:
     compressor = Compressor(model, shape_of(model, ratios=RATIOS, window=LONG, rank=2))
     if rank:
         compressor.add_reader(rank)
-    return compressor
-
-
-def shaken(compressor: Compressor) -> Compressor:
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for value in compressor.trained().values():
-            value += 0.1 * torch.randn_like(value)
     return compressor
 
 
