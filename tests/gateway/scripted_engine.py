@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import uvicorn
 from starlette.applications import Starlette
@@ -113,13 +113,17 @@ def chat_events(summary: dict[str, Any] | None = SUMMARY) -> list[bytes]:
     ]
 
 
+Piece: TypeAlias = bytes | Exception | threading.Event | None
+
+
 @dataclass
 class Script:
     """What the engine does with completions.
 
     Attributes:
         answer: body of an answer that is not streamed; a function makes it out of the request's.
-        events: pieces of a stream, sent one at a time; None: hang; an exception: break the connection.
+        events: pieces of a stream, sent one at a time; None: hang; an exception: break the connection; a
+            `threading.Event`: wait for it.
         pause: seconds before each piece of a stream, or before the answer.
         status: status of an answer that is not streamed.
         gate: when set, answers and streams wait for it before their last piece.
@@ -127,11 +131,11 @@ class Script:
     """
 
     answer: Any = field(default_factory=chat_answer)
-    events: list[bytes | Exception | None] = field(default_factory=lambda: list(chat_events()))
+    events: list[Piece] = field(default_factory=lambda: list(chat_events()))
     pause: float = 0.0
     status: int = 200
     gate: threading.Event | None = None
-    reply: Callable[[dict[str, Any]], list[bytes | Exception | None]] | None = None
+    reply: Callable[[dict[str, Any]], list[Piece]] | None = None
 
 
 class Broken(Exception):
@@ -236,7 +240,7 @@ class ScriptedEngine:
             return Response(script.answer, status_code=script.status, media_type="application/json")
         return JSONResponse(script.answer, status_code=script.status)
 
-    async def _stream(self, script: Script, events: list[bytes | Exception | None]) -> AsyncIterator[bytes]:
+    async def _stream(self, script: Script, events: list[Piece]) -> AsyncIterator[bytes]:
         try:
             for number, event in enumerate(events):
                 await asyncio.sleep(script.pause)
@@ -246,6 +250,8 @@ class ScriptedEngine:
                     await asyncio.sleep(3600)
                 elif isinstance(event, Exception):
                     raise event
+                elif isinstance(event, threading.Event):
+                    await _passed(event)
                 else:
                     yield event
         finally:

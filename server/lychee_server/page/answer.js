@@ -45,9 +45,11 @@ export function tokensOf(answer) {
 }
 
 // The first token comes out of the prefill; what ends the answer is a token too, though it has no text.
+// An answer that arrived in one piece, behind a proxy that buffers or in a tab that was busy, tells nothing.
 function perToken(answer, ended) {
   const steps = tokensOf(answer) - 1;
-  return steps > 0 ? (ended - answer.times[0]) / 1000 / steps : null;
+  const milliseconds = ended - answer.times[0];
+  return steps > 0 && milliseconds > 0 ? milliseconds / 1000 / steps : null;
 }
 
 /** Seconds between the pieces of an answer. */

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.gateway.conftest import RunningGateway
-    from tests.gateway.scripted_engine import ScriptedEngine
+    from tests.gateway.scripted_engine import Piece, ScriptedEngine
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 DESKTOP = {"width": 1280, "height": 900}
@@ -73,7 +73,7 @@ def tab(open_tab: Callable[..., Page], gateway: RunningGateway, engine: Scripted
     return open_tab(gateway)
 
 
-def answers(body: dict[str, Any]) -> list[bytes | Exception | None]:
+def answers(body: dict[str, Any]) -> list[Piece]:
     """What the engine says: the number in the prompt, with the budget that was asked for in force."""
     asked = (body.get("custom_params") or {}).get("lychee_budget", 1024)
     code = re.search(r"\b\d{7}\b", body["messages"][0]["content"])
@@ -81,7 +81,7 @@ def answers(body: dict[str, Any]) -> list[bytes | Exception | None]:
     return stream(pieces[: body["max_tokens"]], budget=asked)
 
 
-def stream(pieces: list[str], *, budget: object) -> list[bytes | Exception | None]:
+def stream(pieces: list[str], *, budget: object) -> list[Piece]:
     """A stream in SGLang's shape: the summary with the finish reason, then the usage."""
     dense = budget == "dense"
     summary = {

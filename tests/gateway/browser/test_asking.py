@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 
 import pytest
 from playwright.sync_api import expect
@@ -17,25 +18,59 @@ def budgets(engine):
     return [(body.get("custom_params") or {}).get("lychee_budget") for body in engine.bodies]
 
 
-def test_both_panes_fill_and_are_compared(tab, engine):
+@pytest.fixture
+def gates():
+    """Events by budget that answers wait for; all are set in the end."""
+    events = defaultdict(threading.Event)
+    yield events
+    for event in events.values():
+        event.set()
+
+
+def held(reply, gates):
+    """Answers that stop after their first word until their gate opens: a time between tokens on any machine."""
+
+    def pieces(body):
+        events = reply(body)
+        if body["max_tokens"] > READING_TOKENS:
+            events.insert(2, gates[body["custom_params"]["lychee_budget"]])
+        return events
+
+    return pieces
+
+
+def let_answer(tab, pane, gate):
+    expect(tab.locator(f"#{pane} .answer")).to_have_text("The")
+    gate.set()
+
+
+def milliseconds(tab, pane, name):
+    number, unit = figure(tab, pane, name).inner_text().split("\u00a0")
+    return float(number) * {"ms": 1, "s": 1000}[unit]
+
+
+def test_both_panes_fill_and_are_compared(tab, engine, gates):
+    engine.script.reply = held(answers, gates)
     engine.script.pause = 0.02
     write(tab)
     tab.get_by_role("button", name="Ask both").click()
-    for pane in ("dense", "sparse"):
+    for pane, budget in (("dense", "dense"), ("sparse", 1024)):
+        let_answer(tab, pane, gates[budget])
         expect(tab.locator(f"#{pane} .answer")).to_have_text("The code is 1234567.")
         expect(tab.locator(f"#{pane} .phase")).to_have_text("done")
         expect(figure(tab, pane, "tokens")).to_have_text("6")
         expect(figure(tab, pane, "context")).to_have_text("3,005")
         # two pauses come before the first piece of text
-        assert float(figure(tab, pane, "first").inner_text().removesuffix("\u00a0ms")) >= 40
-        assert float(figure(tab, pane, "token").inner_text().removesuffix("\u00a0ms")) > 0
+        assert milliseconds(tab, pane, "first") >= 40
+        assert milliseconds(tab, pane, "token") > 0
     expect(figure(tab, "dense", "attended")).to_have_text("100\u00a0%")
     expect(figure(tab, "sparse", "attended")).to_have_text("25.0\u00a0%")
     expect(figure(tab, "sparse", "recall")).to_have_text("97.1\u00a0%")
     expect(figure(tab, "dense", "budget")).to_have_text("dense")
     expect(figure(tab, "sparse", "budget")).to_have_text("1,024 tokens (as asked)")
     expect(tab.locator("#verdict")).to_have_text("Yes, word for word.")
-    assert 0.1 < float(tab.locator("#ratio").inner_text().removesuffix(" : 1")) < 10
+    ratio = milliseconds(tab, "dense", "token") / milliseconds(tab, "sparse", "token")
+    assert float(tab.locator("#ratio").inner_text().removesuffix(" : 1")) == pytest.approx(ratio, rel=0.1, abs=0.006)
     expect(tab.locator("#runs-rows tr")).to_have_count(1)
     expect(tab.locator("#size")).to_have_text("3,000 tokens")
     # once to read the document, then dense, then sparse: greedy, the same prompt
@@ -206,14 +241,18 @@ def test_stop_aborts_everything(tab, engine, gateway, way):
     expect(tab.get_by_role("button", name="Ask both")).to_be_enabled()
 
 
-def test_sparse_again_is_held_against_the_dense_answer_of_the_same_text_only(tab, engine):
-    engine.script.pause = 0.02
+def test_sparse_again_is_held_against_the_dense_answer_of_the_same_text_only(tab, engine, gates):
+    engine.script.reply = held(answers, gates)
     write(tab)
     tab.get_by_role("button", name="Ask both").click()
+    for pane, budget in (("dense", "dense"), ("sparse", 1024)):
+        let_answer(tab, pane, gates[budget])
     expect(tab.locator("#verdict")).to_have_text("Yes, word for word.")
     read = tab.locator("#read-time").inner_text()
-    engine.script.reply = lambda body: stream(["The", " code", " was", " lost."], budget=256)
+    gates[1024].clear()
+    engine.script.reply = held(lambda _: stream(["The", " code", " was", " lost."], budget=256), gates)
     tab.get_by_role("button", name="Ask sparse only").click()
+    let_answer(tab, "sparse", gates[1024])
     expect(tab.locator("#verdict")).to_have_text("They part at word 3.")
     expect(tab.locator("#ratio")).to_contain_text(" : 1")
     assert tab.locator("#read-time").inner_text() == read  # this time it was in the cache
