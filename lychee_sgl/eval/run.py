@@ -114,6 +114,8 @@ async def _run(settings: Settings, target: Target, folder: Path, progress: Progr
             for sample in samples
             if (arms := [arm for arm in settings.arms if (sample.key, arm.name) not in done])
         ]
+        # the first of every task and length, then the second: a run that is ended early says something of all of them
+        waiting.sort(key=lambda each: each[0].number)
         if waiting:
             await _probe(asker, model, settings.arms, target)
         total = len(samples) * len(settings.arms)

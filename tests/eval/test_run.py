@@ -69,6 +69,11 @@ def test_arms_of_a_sample_are_asked_in_a_row_after_a_request_of_one_token(
     assert (record.first_token_seconds or 0) <= (record.seconds or 0)
     assert silent.stages == ["asking the server what it is", "making samples", "asking"]
     assert [row["sample"] for row in still(tmp_path)[:6]] == ["niah_single_2/1500/0"] * 5 + ["niah_single_2/1500/1"]
+    # the first sample of every task comes before the second of any: a run may be ended early
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    numbers = {row["prompt"]: (row["number"], row["task"]) for row in rows}
+    order = [numbers[body["messages"][0]["content"]] for body in bodies[::6]]
+    assert order == [(number, task) for number in range(3) for task in ("niah_single_2", "niah_multivalue")]
 
 
 def test_an_engine_without_gateway_gets_custom_params(
