@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 CONTROL = re.compile(r"[\x00-\x1f]")
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 MATHS_MODE = re.compile(r"(?<!\\)\$")
+MATHS_SECONDS = 60
+"""For reading or comparing an expression; what takes longer counts as wrong. The package's 5 pass on a busy machine."""
 CHOICES = (re.compile(r"The correct answer is \(([A-D])\)"), re.compile(r"The correct answer is ([A-D])"))
 
 
@@ -127,14 +129,15 @@ def maths_answer(text: str) -> list[Any]:
     from math_verify import parse
 
     marked = "\\boxed" in text or MATHS_MODE.search(text) is not None
-    return list(parse(text if marked else f"\\boxed{{{text}}}"))
+    return list(parse(text if marked else f"\\boxed{{{text}}}", parsing_timeout=MATHS_SECONDS))
 
 
 def equal_maths(reply: str, sample: Sample) -> float:
     r"""1 where the reply's last expression (`\boxed{}` first) equals the expected one, by the package math-verify."""
     from math_verify import parse, verify
 
-    return float(verify(maths_answer(sample.answers[0]), parse(reply)))
+    said = parse(reply, parsing_timeout=MATHS_SECONDS)
+    return float(verify(maths_answer(sample.answers[0]), said, timeout_seconds=MATHS_SECONDS))
 
 
 METRICS: dict[str, Callable[[str, Sample], float]] = {
