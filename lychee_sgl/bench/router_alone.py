@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from lychee_sgl.bench.router_requests import Asked
 
 SECONDS = 300.0
-NOISE_PROMPTS, NOISE_TOKENS = 16, 24
+NOISE_PROMPTS, NOISE_TOKENS = 48, 24
+AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Token:
 
 
 def own_noise(address: str, asked: Sequence[Asked]) -> float:
-    """Measure how far an engine is from itself: the same prompts one after the other, and all at once.
+    """Measure how far an engine is from itself: the same prompts one after the other, and many at once.
 
     Args:
         address: of the engine, stock SGLang.
@@ -62,7 +63,7 @@ def own_noise(address: str, asked: Sequence[Asked]) -> float:
         return Greedy(answer["output_ids"], alternatives(answer["meta_info"]))
 
     one_by_one = [generate(prompt) for prompt in prompts]
-    with ThreadPoolExecutor(len(prompts)) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         together = list(pool.map(generate, prompts))
     return max(noise(one, other) for one, other in zip(one_by_one, together, strict=True))
 

@@ -135,12 +135,21 @@ def outcome(asked: Asked, heard: Heard) -> str:
 
 
 def told(mark: str, text: str) -> bool | None:
-    """Whether an answer begins with its number; None where it has too few digits to tell."""
-    found = _DIGITS.match(text)
-    digits = found[1][: len(mark)] if found else ""
-    if digits and not mark.startswith(digits):
+    """Whether an answer begins with the digits that only its number has; None where it has too few to tell."""
+    digits = _digits(text)[:TOLD]
+    if not mark.startswith(digits):
         return False
-    return True if len(digits) >= TOLD else None
+    return True if len(digits) == TOLD else None
+
+
+def slipped(mark: str, text: str) -> bool:
+    """Whether an answer begins with its own digits and goes on with others: a model's slip, or a wrong token."""
+    return bool(told(mark, text)) and not mark.startswith(_digits(text)[: len(mark)])
+
+
+def _digits(text: str) -> str:
+    found = _DIGITS.match(text)
+    return found[1] if found else ""
 
 
 def mismatches(asked: Asked, heard: Heard, prompt_tokens: int, default_budget: object) -> list[str]:

@@ -17,7 +17,7 @@ from lychee_sgl.bench.gateway_mix import metrics_of
 from lychee_sgl.bench.gateway_parts import DEPLOYED, Child, GatewayBenchError, client, router
 from lychee_sgl.bench.machine import describe
 from lychee_sgl.bench.router_alone import ask_alone, gap_at_difference, own_noise
-from lychee_sgl.bench.router_client import Heard, converse, mismatches, told
+from lychee_sgl.bench.router_client import Heard, converse, mismatches, slipped, told
 from lychee_sgl.bench.router_engines import Engine
 from lychee_sgl.bench.router_requests import CHAT, mix
 from lychee_sgl.bench.router_sums import Run, engine_counts, labels_of, problems, replica_counts, statuses
@@ -169,7 +169,8 @@ def _contents(
         if told(run.asked[number].mark, run.heard[number].text) is False
     ]  # fmt: skip
     clear = [number for number in answered if own[number] is True]
-    again = [*unclear, *clear[:: max(1, len(clear) // SAMPLE)]]
+    slips = [number for number in clear if slipped(run.asked[number].mark, run.heard[number].text)]
+    again = sorted({*unclear, *slips, *clear[:: max(1, len(clear) // SAMPLE)]})
     gaps: dict[int, float] = {}
     references: dict[int, str] = {}
     for number in again:
@@ -177,17 +178,20 @@ def _contents(
         gap = gap_at_difference(run.heard[number].text, tokens, whole=number in own)
         if gap is not None:
             gaps[number], references[number] = gap, "".join(token.text for token in tokens)
+    far = {
+        number: f"{run.heard[number].text!r}, alone {references[number]!r}, gap {gap:.3g}: {run.asked[number]}"
+        for number, gap in gaps.items()
+        if gap >= allowed
+    }
     return {
         "began_with_their_number": len(clear),
+        "slipped_later": len(slips),
         "asked_again_alone": len(again),
         "unclear": len(unclear),
         "as_alone": len(again) - len(gaps),
         "near_ties": {str(number): round(gap, 4) for number, gap in gaps.items() if gap < allowed},
-        "others": {
-            str(number): f"{run.heard[number].text!r}, alone {references[number]!r}, gap {gap:.3g}: {run.asked[number]}"
-            for number, gap in gaps.items()
-            if gap >= allowed
-        },
+        "parted_with_their_number": {str(number): said for number, said in far.items() if number in clear},
+        "others": {str(number): said for number, said in far.items() if number not in clear},
         "mismatches": {str(number): found for number, found in differ.items()},
     }
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from lychee_sgl.bench.cli import app
 from lychee_sgl.bench.gateway_parts import DEPLOYED
 from lychee_sgl.bench.router_alone import Token, gap_at_difference, tokens_of
-from lychee_sgl.bench.router_client import Heard, alone, mismatches, outcome, take, told
+from lychee_sgl.bench.router_client import Heard, alone, mismatches, outcome, slipped, take, told
 from lychee_sgl.bench.router_engines import Finished, Life, totals
 from lychee_sgl.bench.router_requests import CHAT, COMPLETIONS, EXAMPLE, MOST, NOT_ALLOWED, Asked, mix, number_of
 from lychee_sgl.bench.router_sums import Run, engine_counts, problems, replica_counts
@@ -54,10 +54,19 @@ def test_the_mix_is_what_it_says() -> None:
 @pytest.mark.parametrize(
     ("text", "verdict"),
     [("483920, 483920", True), ("4839", True), ("The number is 483920.", True), ("483", None), ("none", None),
-     ("", None), ("483921", False), ("17", False), ("4839207", True)],
+     ("", None), ("483921", True), ("17", False), ("4849", False), ("4839207", True), ("4839920", True)],
 )  # fmt: skip
 def test_whose_an_answer_is(text: str, verdict: bool | None) -> None:
     assert told("483920", text) is verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [("483920", False), ("4839207", False), ("48392", False), ("4839", False), ("483921", True), ("4839920", True),
+     ("484920", False), ("483", False), ("none", False)],
+)  # fmt: skip
+def test_a_slip_after_the_own_digits(text: str, verdict: bool) -> None:
+    assert slipped("483920", text) is verdict
 
 
 def test_how_a_request_ended() -> None:

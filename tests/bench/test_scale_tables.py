@@ -76,12 +76,13 @@ def test_replicas(tables: ModuleType) -> None:
         "clients_saw": {"answered": 1500, "error": 7, "left": 60, "refused": 33},
         "answers": {
             "began_with_their_number": 1490, "asked_again_alone": 70, "as_alone": 68, "near_ties": {"1": 0.01, "2": 0},
-            "others": {},
+            "parted_with_their_number": {"533": "8124228"}, "others": {},
         },
     }  # fmt: skip
     text = tables.router_engines(record, "router-engines.json")
     assert "| the killed engine | 300 | 290 | 10 | 285 (280 to 300) |" in text
     assert "| the same, started again | 400 | 400 | - | 401 |" in text
     assert "1,500 were answered, 7 streams ended in an error, 60 clients left, 33 were refused, 0 hung" in text
-    assert "1,490 answers began with the number that only their request had; 68 of 70 answers" in text
-    assert "2 from a near tie on; 0 could not be told to be their own. Beside these, 0 differences" in text
+    assert "1,490 answers began with the four digits that only their request had; 68 of 70 answers" in text
+    assert "2 from a near tie on, 1 with their number but further from it than stock SGLang is from itself" in text
+    assert "0 could not be told to be their own. Beside these, 0 differences" in text
