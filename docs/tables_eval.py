@@ -1,4 +1,4 @@
-"""The table of lychee_sgl/eval/README.md: the regression gate's figure."""
+"""The tables of lychee_sgl/eval/README.md: the regression gate's figure, and whether answers drift."""
 
 from __future__ import annotations
 
@@ -25,4 +25,36 @@ def eval_gate(record: Record, file: str) -> str:
         f"{markdown(('arm', 'score', 'recall', 'attended', 'answers'), rows)}\n"
         f"{record['model']}, {facts['date']}. Again: `{facts['command']}`, then `lychee-sgl eval gate OUT --write`. "
         f"Data: [{file}](../../docs/measurements/{file}).\n"
+    )
+
+
+def drift(record: Record, file: str) -> str:
+    """How far sparse rows are from the dense one, early and late in an answer, and with a corrected cache."""
+
+    def told(one: dict[str, float] | None, digits: int = 4) -> str:
+        return "-" if one is None else f"{one['mean']:.{digits}f} \u00b1 {one['error']:.{digits}f}"
+
+    rows = []
+    for arm in record["arms"]:
+        first, last = arm["points"][0]["divergence"], arm["points"][-1]["divergence"]
+        correction = f"every {arm['correction']}" if arm["correction"] else "none"
+        rows.append(
+            (
+                f"{arm['budget']:,}", correction, told(first), told(last), told(arm["grows"]["divergence"]),
+                told(arm["all"]["agreement"], 3), told(arm["all"]["recall"], 3),
+            )
+        )  # fmt: skip
+    head = ("budget", "correction", "KL at first", "KL at last", "late less early", "same token", "recall")
+    asked = record["settings"]
+    points = record["arms"][0]["points"]
+    return (
+        f"{record['model']} with its head plan on {asked['prompts']} traces of {asked['tokens']:,} tokens that the "
+        f"dense model drew behind {asked['prompt_tokens']:,} tokens of prose. KL: of the next token's distribution from the "
+        f"dense one, in nats, over decoded tokens {points[0]['from']:,} to {points[0]['to']:,} and "
+        f"{points[-1]['from']:,} to {points[-1]['to']:,}; *late less early*: the last quarter less the first; all with "
+        "their standard error over traces.\n\n"
+        f"{markdown(head, rows, left=2)}\n"
+        "![divergence and recall against the decoded position](../../docs/images/drift.png)\n\n"
+        f"{record['device']}, {record['dtype']}, torch {record['torch']}, {record['date']}. Again: "
+        f"`{record['command']}`. Data: [{file}](../../docs/measurements/{file}).\n"
     )

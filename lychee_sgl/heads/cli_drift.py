@@ -36,17 +36,25 @@ def drift(
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     plot: Annotated[Path | None, typer.Option(help="Also a picture (PNG)")] = None,
     model_name: Annotated[str | None, typer.Option(help="What plans call the model [default: the folder]")] = None,
+    share: Annotated[
+        str, typer.Option(help="Of several processes with the same --out: the second of four is 2/4")
+    ] = "1/1",
 ) -> None:
-    """Measure whether a sparse answer drifts from the dense one with its length, with and without cache correction."""
+    """Measure whether a sparse answer drifts from the dense one with its length, with and without cache correction.
+
+    Finished traces lie beside OUT, in OUT.traces: the same command goes on where an ended one stopped.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     with one_line_errors():
+        part = _share(share)
         writable(out)
         if plot is not None:
             writable(plot)
         import torch
 
         from lychee_sgl.heads.evaluate.drift import Arm, DriftSettings, run_drift
+        from lychee_sgl.heads.evaluate.traces import Traces
         from lychee_sgl.heads.evaluate.variants import Variant
         from lychee_sgl.heads.haystack import file_haystack, reference_haystack
         from lychee_sgl.heads.measure import load_model
@@ -64,14 +72,21 @@ def drift(
             for every in (0, *(correction or ()))
         ]
         text = file_haystack(haystack) if haystack is not None else reference_haystack("evaluation")
+        about = _about(loaded, plan, settings, text.origin, device, model)
+        decided = {key: about[key] for key in ("model", "dtype", "text")} | about["settings"]
+        decided |= {"plan": plan.sha256(), "arms": [arm.name for arm in arms]}
+        kept = Traces(out.with_name(out.name + ".traces"), decided)
         columns = (TextColumn("tokens"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task("decode", total=None)
             found = run_drift(
-                loaded, arms, settings, haystack=text,
+                loaded, arms, settings, haystack=text, kept=kept, share=part,
                 tell=lambda done, of: bar.update(task, completed=done, total=of),
             )  # fmt: skip
-        report = {**_about(loaded, plan, settings, text.origin, device, model), **found}
+        if found is None:
+            say(f"this share is done; {out} is written by the last one")
+            return
+        report = {**about, **found}
         out.write_text(json.dumps(report, indent=1) + "\n")
         if plot is not None:
             from lychee_sgl.heads.picture import save_drift
@@ -79,6 +94,18 @@ def drift(
             save_drift(report, plot)
         for line in told(report):
             say(line)
+
+
+def _share(told: str) -> tuple[int, int]:
+    """`2/4` as (1, 4).
+
+    Raises:
+        ValueError: it is something else.
+    """
+    place, _, of = told.partition("/")
+    if not (place.isdecimal() and of.isdecimal() and 1 <= int(place) <= int(of)):
+        raise ValueError(f"--share is {told!r}; allowed: I/N with I from 1 to N")
+    return int(place) - 1, int(of)
 
 
 def _plan(heads: Path | None, loaded: "LoadedModel") -> HeadPlan:

@@ -16,6 +16,7 @@ from lychee_sgl.heads.rows import check_supported, hidden_states, rows_attached
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from lychee_sgl.heads.evaluate.traces import Traces
     from lychee_sgl.heads.haystack import Haystack
     from lychee_sgl.heads.measure import LoadedModel
 
@@ -157,8 +158,10 @@ def run_drift(
     settings: DriftSettings,
     *,
     haystack: Haystack,
+    kept: Traces | None = None,
+    share: tuple[int, int] = (0, 1),
     tell: Callable[[int, int], None] = lambda done, of: None,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Decodes all traces and puts positions together.
 
     Args:
@@ -166,12 +169,14 @@ def run_drift(
         arms: what stands beside the dense row, with different names.
         settings: which traces.
         haystack: text for the prompts.
-        tell: told how many tokens are decoded, and of how many.
+        kept: where finished traces lie; those that are there are not decoded again.
+        share: (i, n): decode the traces whose number leaves i when divided by n, as others decode the rest.
+        tell: told how many tokens of this share are decoded, and of how many.
 
     Returns:
-        JSON values: `arms`, for each its `points` (one a bucket, `from` and `to` in decoded tokens, each measure with
-        its mean over positions and traces and the standard error over traces) and `grows`, the same for what the
-        last quarter of the positions has more than the first.
+        None while others' traces are missing. Else JSON values: `arms`, for each its `points` (one a bucket, `from` and
+        `to` in decoded tokens, each measure with its mean over positions and traces and the standard error over traces)
+        and `grows`, the same for what the last quarter of the positions has more than the first.
 
     Raises:
         ValueError: the model is not supported, its window is too short, or two arms have one name.
@@ -184,16 +189,28 @@ def run_drift(
     if settings.prompt_tokens + settings.tokens > window:
         asked = f"prompt_tokens {settings.prompt_tokens} and tokens {settings.tokens}"
         raise ValueError(f"{asked} are more than the model's window; allowed: {window} together")
-    found = []
-    for number, prompt in enumerate(prompts_of(loaded, haystack, settings)):
-        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + number)
+    prompts = prompts_of(loaded, haystack, settings)
+    found: dict[int, torch.Tensor] = {}
+    mine = range(share[0], settings.prompts, share[1])
+    for done, number in enumerate(mine):
 
-        def decoded(done: int, past: int = number * settings.tokens) -> None:
-            tell(past + done, settings.prompts * settings.tokens)
+        def decoded(tokens: int, past: int = done * settings.tokens) -> None:
+            tell(past + tokens, len(mine) * settings.tokens)
 
-        ends = loaded.stop
-        found.append(trace(loaded.model, prompt, arms, settings, stop=ends, generator=generator, tell=decoded))
-    return {"arms": [_summary(arm, torch.stack([one[i] for one in found]), settings) for i, arm in enumerate(arms)]}
+        one = kept.get(number) if kept is not None else None
+        if one is None:
+            draws = torch.Generator().manual_seed(settings.seed * 1_000_003 + number)
+            one = trace(loaded.model, prompts[number], arms, settings, stop=loaded.stop, generator=draws, tell=decoded)
+            if kept is not None:
+                kept.keep(number, one)
+        decoded(settings.tokens)
+        found[number] = one
+    others = {number: kept.get(number) if kept is not None else None for number in range(settings.prompts)}
+    whole = [one for number, other in others.items() if (one := found.get(number, other)) is not None]
+    if len(whole) < settings.prompts:
+        return None
+    traces = torch.stack(whole)
+    return {"arms": [_summary(arm, traces[:, i], settings) for i, arm in enumerate(arms)]}
 
 
 def _summary(arm: Arm, traces: torch.Tensor, settings: DriftSettings) -> dict[str, Any]:

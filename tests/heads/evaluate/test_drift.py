@@ -18,7 +18,10 @@ from lychee_sgl.heads.hybrid_hf import Decoding, hybrid_attention, prefill, step
 from lychee_sgl.heads.plan import HeadPlan, PlanDefaults
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from click.testing import Result
 
     from lychee_sgl.heads.measure import LoadedModel
 
@@ -150,6 +153,45 @@ def test_arms_need_different_names(tiny: LoadedModel) -> None:
     arm = Arm(variant=Variant(name="mixed", plan=plan_of(tiny), budget=8))
     with pytest.raises(ValueError, match="arms are mixed@8, mixed@8; allowed: one or more, with different names"):
         run_drift(tiny, [arm, arm], SETTINGS, haystack=TEXT)
+
+
+@pytest.fixture
+def drift(tiny: LoadedModel, model_folder: Path, tmp_path: Path) -> Callable[..., Result]:
+    """Call the command with a small plan and small numbers."""
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(plan_of(tiny).to_dict()))
+
+    def call(**changed: object) -> Result:
+        given = {"model": model_folder, "heads": plan, "out": tmp_path / "drift.json", "budget": 8, "tokens": 12,
+                 "prompt-tokens": 30, "prompts": 3, "buckets": 3}  # fmt: skip
+        return CliRunner().invoke(app, ["drift", *(f"--{key}={value}" for key, value in (given | changed).items())])
+
+    return call
+
+
+def test_shares_and_an_ended_run_give_the_report_of_one(drift: Callable[..., Result], tmp_path: Path) -> None:
+    whole, shared = tmp_path / "whole.json", tmp_path / "shared.json"
+    assert drift(out=whole).exit_code == 0
+    first = drift(out=shared, share="2/2")
+    assert (first.exit_code, shared.exists()) == (0, False), first.output
+    assert "this share is done" in first.output
+    folder = tmp_path / "shared.json.traces"
+    assert {file.name for file in folder.iterdir()} == {"asked.json", "1.npy"}
+    (folder / "0.77.part").write_bytes(b"of a process that was killed")
+    kept = (folder / "1.npy").stat().st_mtime_ns
+    assert drift(out=shared).exit_code == 0
+    assert (folder / "1.npy").stat().st_mtime_ns == kept
+    assert json.loads(shared.read_text())["arms"] == json.loads(whole.read_text())["arms"]
+    assert f"error: {folder} holds other traces: tokens was 12 and is 13\n" in drift(out=shared, tokens=13).output
+    (folder / "0.npy").write_bytes(b"")
+    assert f"error: {folder / '0.npy'} is no trace" in drift(out=shared).output
+
+
+@pytest.mark.parametrize("share", ["0/2", "3/2", "1", "1/0", "a/b", "-1/2", "1/2/3"])
+def test_a_share_that_is_none(drift: Callable[..., Result], share: str) -> None:
+    result = drift(share=share)
+    assert result.exit_code == 1
+    assert result.output == f"error: --share is {share!r}; allowed: I/N with I from 1 to N\n"
 
 
 def test_the_command_writes_numbers_and_a_picture(tiny: LoadedModel, model_folder: Path, tmp_path: Path) -> None:
