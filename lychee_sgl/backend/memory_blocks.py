@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from lychee_sgl.compressor.folder import Described, describe, find_shipped
+from lychee_sgl.compressor.fingerprint import parameters_of_folder, weights_of_folder
+from lychee_sgl.compressor.folder import READER, Described, check_base, describe, find_own, find_shipped
 from lychee_sgl.config import ConfigError
 from lychee_sgl.memory.model import ModelFailed
 
@@ -29,7 +30,7 @@ _CPP_TREE: Final = "SGLANG_EXPERIMENTAL_CPP_RADIX_TREE"
 
 
 def choose_compressor(config: EngineConfig, args: Any, model_config: Any) -> Described | None:
-    """Chooses the compressor: the given folder, else the one shipped for the model, else none.
+    """Chooses the compressor: the given folder, else the one in the model's, else the one shipped for it, else none.
 
     Args:
         config: the engine's settings.
@@ -37,11 +38,11 @@ def choose_compressor(config: EngineConfig, args: Any, model_config: Any) -> Des
         model_config: SGLang's account of the model.
 
     Raises:
-        ConfigError: the given one cannot be served; one that comes with the package is left alone then.
+        ConfigError: the given one cannot be served; one that nobody named is left alone then.
     """
     if config.memory == "off":
         return None
-    folder = config.compressor or find_shipped(args.model_path, args.served_model_name)
+    folder = config.compressor or find_own(args.model_path) or find_shipped(args.model_path, args.served_model_name)
     if folder is None:
         return None
     try:
@@ -67,6 +68,17 @@ def _checked(folder: Path, config: EngineConfig, args: Any, model_config: Any) -
     shape = {name: getattr(found.shape, name) for name in _SHAPE}
     if shape != wanted:
         raise ValueError(f"LYCHEE_COMPRESSOR is {folder}, for {_told(shape)}; allowed: one for {_told(wanted)}")
+    try:
+        doubt = check_base(folder, found.base, args.model_path, weights_of_folder(args.model_path))
+    except ValueError as error:
+        raise ValueError(f"LYCHEE_COMPRESSOR: {error}") from error
+    if doubt:
+        log.warning("LYCHEE_COMPRESSOR: %s", doubt)
+    if found.has_reader:
+        raise ValueError(
+            f"LYCHEE_COMPRESSOR is {folder}, whose reader has an adapter ({READER}/) that {args.model_path} has not; "
+            "allowed: a model with it in its weights, as `lychee-sgl compressor merge` makes one"
+        )
     if config.compressor_ratio not in found.shape.ratios:
         allowed = ", ".join(map(str, found.shape.ratios))
         raise ValueError(f"LYCHEE_COMPRESSOR_RATIO is {config.compressor_ratio}, allowed with {folder}: {allowed}")
@@ -80,6 +92,33 @@ def _checked(folder: Path, config: EngineConfig, args: Any, model_config: Any) -
     if importlib.util.find_spec("peft") is None:
         raise ValueError(f"LYCHEE_COMPRESSOR is {folder}, allowed without peft: none (pip install 'lychee-sgl[train]')")
     return found
+
+
+def announce(found: Described, *, model: str, device: str, dtype: str) -> None:
+    """Says at the start what the first compressed block will load, for that is beside SGLang's own share.
+
+    Args:
+        found: the compressor.
+        model: folder of the model, or its name.
+        device: where blocks are compressed.
+        dtype: of the engine's embeddings, as torch names it.
+    """
+    size = needed_bytes(found, model=model, device=device, dtype=dtype)
+    room = "" if device == "cpu" else "; leave room for it (--mem-fraction-static), or set LYCHEE_COMPRESSOR_DEVICE=cpu"
+    log.info(
+        "documents can be read as compressed blocks (%s): the first one loads %s on %s in the HTTP process%s",
+        found.folder, "the model once more" if size is None else f"{size / (1 << 30):.2f} GiB of weights", device, room,
+    )  # fmt: skip
+
+
+def needed_bytes(found: Described, *, model: str, device: str, dtype: str) -> int | None:
+    """Gives the bytes of the weights that compressing loads: the model's without its output head, and the compressor's.
+
+    Args as `announce`; None where the model's files do not tell.
+    """
+    count = parameters_of_folder(model)
+    wide = device == "cpu" or dtype == "float32"  # a CPU computes in float32, whatever the engine does
+    return None if count is None else count * (4 if wide else 2) + found.bytes
 
 
 def _told(shape: dict[str, int | None]) -> str:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from lychee_sgl import __version__
 from lychee_sgl.backend.correction import refusals
-from lychee_sgl.backend.memory_blocks import choose_compressor
+from lychee_sgl.backend.memory_blocks import announce, choose_compressor
+from lychee_sgl.backend.memory_model import dtype_name
 from lychee_sgl.backend.plans import ChosenPlan, choose_plan, model_shape
 from lychee_sgl.backend.request import POLICIES, BudgetRequest, RowSpec, resolve
 from lychee_sgl.backend.summary import INFO_KEY, Times, summarise
@@ -55,6 +56,10 @@ class Engine:
     @classmethod
     def _load(cls, manager: Any) -> Engine:
         args, config = manager.server_args, EngineConfig.from_env()
+        compressor = choose_compressor(config, args, manager.model_config)
+        if compressor is not None:
+            device = config.compressor_device or args.device
+            announce(compressor, model=args.model_path, device=device, dtype=dtype_name(manager))
         return cls(
             chosen=choose_plan(
                 config.heads, model_shape(manager.model_config.hf_text_config, args.model_path), args.served_model_name
@@ -64,7 +69,7 @@ class Engine:
             device=args.device,
             model=args.served_model_name,
             uncorrectable=next((what for refused, what in refusals(args, manager.model_config) if refused), None),
-            compressor=choose_compressor(config, args, manager.model_config),
+            compressor=compressor,
             weights=(args.model_path, args.weight_version),
         )
 

@@ -10,10 +10,12 @@ section 14). Reinforcement gives the reader an adapter of its own on the same mo
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -24,17 +26,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from lychee_sgl.compressor.folder import SCHEMA, read_shape
+from lychee_sgl.compressor.fingerprint import weights_of_model
+from lychee_sgl.compressor.folder import READER, SCHEMA, Base, check_base, read_description
 from lychee_sgl.compressor.settings import CompressorShape
 from lychee_sgl.heads.checks import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 PARTS: Final = ("memory", "readout")
-READER: Final = "reader"
-"""Name of the reader's adapter, and of its folder in a compressor's."""
 _TARGETS: Final = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -61,6 +63,7 @@ class Compressor(nn.Module):
         if found != shape:
             raise ValueError(f"the compressor is for {shape}, the model has {found}")
         self.shape = shape
+        self.base = Base(model=_name(model), weights=weights_of_model(model))
         if adapter is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
@@ -212,7 +215,7 @@ class Compressor(nn.Module):
         (folder / "README.md").unlink(missing_ok=True)  # a model card without a word of its own
         parts = {name: getattr(self, name).detach().cpu().contiguous() for name in PARTS}
         save_file(parts, folder / "compressor.safetensors")
-        told = {"schema": SCHEMA, "version": 1, "shape": asdict(self.shape)}
+        told = {"schema": SCHEMA, "version": 1, "shape": asdict(self.shape), "base": asdict(self.base)}
         write_text(folder / "compressor.json", json.dumps(told, indent=1) + "\n")
 
     def backbone(self) -> Any:
@@ -226,20 +229,35 @@ class Compressor(nn.Module):
                 value.requires_grad_(True)
 
 
+def _name(model: Any) -> str:
+    place = Path(getattr(model, "name_or_path", ""))
+    return place.resolve().name if place.is_dir() else place.name
+
+
 def _lora(rank: int) -> LoraConfig:
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_TARGETS, bias="none")
 
 
-def load_base(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+def load_base(
+    folder: Path, *, device: str = "cpu", dtype: torch.dtype | None = torch.float32, head: bool = True
+) -> Any:
     """A frozen causal language model of the Llama family.
+
+    Args:
+        folder: of the model, or its name in the local cache.
+        device: where it goes.
+        dtype: of its weights; None: that of its files.
+        head: with what makes scores of hidden states; one that only compresses needs none.
 
     Raises:
         ValueError: the folder holds none.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
-    except (OSError, ValueError) as error:
+        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype or "auto", local_files_only=True)
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"model is {folder}; allowed: a folder that transformers reads ({error})") from error
+    if not head:
+        model.set_output_embeddings(nn.Identity())
     return model.to(device).eval()
 
 
@@ -256,15 +274,17 @@ def load_compressor(folder: Path, model: Any) -> Compressor:
     """A trained compressor on its model.
 
     Raises:
-        ValueError: the folder holds no compressor, or one for a model of another shape.
+        ValueError: the folder holds no compressor, or one for a model of another shape or with other weights.
     """
-    shape = read_shape(folder)
+    shape, base = read_description(folder)
     try:
         parts = load_file(folder / "compressor.safetensors")
         made = {name: parts[name] for name in PARTS}
     except (OSError, KeyError, SafetensorError) as error:
         raise ValueError(f"compressor is {folder}; allowed: a folder that a training wrote ({error})") from error
     compressor = Compressor(model, shape, adapter=folder)
+    if doubt := check_base(folder, base, compressor.base.model, compressor.base.weights):
+        log.warning("%s", doubt)
     with torch.no_grad():
         for name, value in made.items():
             getattr(compressor, name).copy_(value)

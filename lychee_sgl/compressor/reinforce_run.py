@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 from lychee_sgl.compressor.corpus import PACKAGES, held_out_text, training_text
 from lychee_sgl.compressor.data import HELD_OUT_FACTS, HELD_OUT_NAMES, Samples
 from lychee_sgl.compressor.documents import Documents
-from lychee_sgl.compressor.model import READER, load_compressor
+from lychee_sgl.compressor.folder import READER
+from lychee_sgl.compressor.model import load_compressor
 from lychee_sgl.compressor.reinforce import COLUMNS, Reinforcer
 from lychee_sgl.compressor.run import base_on, tokenizer_of
 from lychee_sgl.compressor.settings import ReinforceSettings, TrainSettings
@@ -107,8 +108,8 @@ def reinforce(
     samples, held_out, text = _texts(job, compressor)
     say(f"{len(samples.tokens):,} tokens of text, {sum(v.numel() for v in compressor.trained().values()):,} weights")
     identity = {
-        "model": job.model.resolve().name, "start": start, "text": text.digest, "questions": job.questions,
-        "dtype": str(next(compressor.model.parameters()).dtype),
+        "model": job.model.resolve().name, "weights": compressor.base.weights, "start": start,
+        "text": text.digest, "questions": job.questions, "dtype": str(next(compressor.model.parameters()).dtype),
     }  # fmt: skip
     settings = replace(job.settings, steps=UNBOUNDED if job.steps is None else job.steps)
     one = Reinforcer(compressor, Documents(samples, settings), settings, identity)

@@ -15,7 +15,8 @@ from lychee_sgl.compressor.corpus import held_out_text, training_text
 from lychee_sgl.compressor.course import TrainingError, planned
 from lychee_sgl.compressor.data import Samples
 from lychee_sgl.compressor.evaluate import evaluate, held_out_samples
-from lychee_sgl.compressor.model import READER, Compressor, load_base, load_compressor, shape_of
+from lychee_sgl.compressor.folder import READER
+from lychee_sgl.compressor.model import Compressor, load_base, load_compressor, shape_of
 from lychee_sgl.compressor.settings import TASKS, TrainSettings
 from lychee_sgl.compressor.trainer import Trainer
 from lychee_sgl.heads.checks import write_text
@@ -113,8 +114,8 @@ def train(
     samples = Samples(tokenizer_of(job.model), text.paragraphs, window=job.window, settings=job.settings)
     say(f"{len(samples.tokens):,} tokens of text, {sum(v.numel() for v in compressor.trained().values()):,} weights")
     identity = {
-        "model": job.model.resolve().name, "text": text.digest, "dtype": str(base.dtype),
-        "reader_rank": job.reader_rank,
+        "model": job.model.resolve().name, "weights": compressor.base.weights, "text": text.digest,
+        "dtype": str(base.dtype), "reader_rank": job.reader_rank,
     }  # fmt: skip
     until = None if job.minutes is None else started + 60 * job.minutes
     settings, tried = _settings(job, compressor, samples, identity, until, say)

@@ -38,7 +38,7 @@ class Worker:
         """
         self._dtype: torch.dtype = getattr(torch, dtype)
         on_cpu = torch.device(device).type == "cpu"
-        base = load_base(Path(model), device=device, dtype=torch.float32 if on_cpu else self._dtype)
+        base = load_base(Path(model), device=device, dtype=torch.float32 if on_cpu else self._dtype, head=False)
         self._compressor = load_compressor(folder, base).eval()
         self._rows = 1 if on_cpu else ROWS_ON_A_GPU
 

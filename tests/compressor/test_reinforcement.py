@@ -17,7 +17,8 @@ from lychee_sgl.compressor.cli import UNFINISHED, app
 from lychee_sgl.compressor.course import TrainingError
 from lychee_sgl.compressor.data import Samples
 from lychee_sgl.compressor.documents import Documents, Task
-from lychee_sgl.compressor.model import READER, Compressor, load_compressor, shape_of
+from lychee_sgl.compressor.folder import READER
+from lychee_sgl.compressor.model import Compressor, load_compressor, shape_of
 from lychee_sgl.compressor.parts import Parts
 from lychee_sgl.compressor.play import Player, chain_of, compressed
 from lychee_sgl.compressor.reinforce import COLUMNS, Lesson, Line, Reinforcer
