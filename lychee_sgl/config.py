@@ -102,7 +102,7 @@ class EngineConfig:
         default=None,
         metadata=_setting(
             "LYCHEE_COMPRESSOR",
-            "the one shipped for the model, if any",
+            "the one in the model's folder, or shipped for it, if any",
             "folder of a trained compressor: `compressed` can be asked for (13.1)",
         ),
     )

@@ -26,14 +26,14 @@ def memory(
     methods: Annotated[
         str,
         typer.Option(
-            help="With commas; also compressed (with --compressor), text-gate (with --gate) and text-oracle, a gate "
-            "that knows the facts."
+            help="With commas; also compressed (with --compressor, or a model that has its own), text-gate (with "
+            "--gate) and text-oracle, a gate that knows the facts."
         ),
     ] = "text,retrieval,truncation",
     chunk: Annotated[int, typer.Option(min=64, help="Most tokens of a block.")] = 4096,
     working_memory: Annotated[int, typer.Option(min=32, help="Most tokens of the notes.")] = 1024,
     gate: Annotated[str | None, typer.Option(help="Of text-gate: a least gain, a gate file or a shipped gate.")] = None,
-    compressor: Annotated[Path | None, typer.Option(help="Folder of the compressor of the engine started.")] = None,
+    compressor: Annotated[Path | None, typer.Option(help="Of the engine started [default: the model's own]")] = None,
     ratio: Annotated[int | None, typer.Option(help="Of compressed blocks [default: the engine's]")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the documents.")] = 0,
     haystack: Annotated[Path | None, typer.Option(help="Text file or folder [default: Python's documentation]")] = None,

@@ -180,6 +180,20 @@ def evaluate(
 
 
 @app.command()
+def merge(
+    model: Model,
+    compressor: Annotated[Path, typer.Option(help="Folder with a reader's adapter; it stays as it is")],
+    out: Annotated[Path, typer.Option(help="Folder of the model that a server reads; a new one")],
+) -> None:
+    """Put the reader's adapter into the model's weights, and the compressor for them beside: what a server reads."""
+    with one_line_errors():
+        from lychee_sgl.compressor.merge import merge as run
+
+        run(model, compressor, out, command=_command(model), say=say)
+        say(f"done: {out}; lychee-sgl serve --model {out}")
+
+
+@app.command()
 def plot(
     records: Annotated[
         list[Path], typer.Argument(help="training.json of a compressor, or one or more reinforcement.json")
