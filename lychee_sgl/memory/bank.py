@@ -32,6 +32,8 @@ INSERT INTO total SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM total);
 _ROW_BYTES: Final = 160
 """Added to a row's value: key, checksum, numbers and the index, so that the budget is near what the file takes."""
 _LOCK_SECONDS: Final = 10.0
+_BROKEN: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+"""Of a file that will not be read by trying again."""
 
 
 def key_of(*parts: object) -> bytes:
@@ -64,25 +66,35 @@ class Bank:
         """
         if max_bytes < 1:
             raise ValueError(f"max_bytes is {max_bytes}; allowed: 1 or more")
-        self._max_bytes = max_bytes
+        self._path, self._max_bytes = path, max_bytes
         self._lock = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        try:
-            self._rows = self._open(path)
-        except sqlite3.OperationalError as error:
-            raise OSError(f"{path}: {error}") from error
-        except sqlite3.DatabaseError as error:
-            log.warning("%s is put aside, it cannot be read: %s", path, error)
-            for end in ("-wal", "-shm"):
-                path.with_name(path.name + end).unlink(missing_ok=True)
-            path.replace(path.with_name(f"{path.name}.broken"))
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._rows = self._open(path)
+        self._rows, self._file = self._begin()
+        with self._lock, contextlib.suppress(sqlite3.Error), self._transaction():
+            self._evict(b"")  # it may have had more room the last time
 
-    @staticmethod
-    def _open(path: Path) -> sqlite3.Connection:
-        rows = sqlite3.connect(path, timeout=_LOCK_SECONDS, isolation_level=None, check_same_thread=False)
+    def _begin(self) -> tuple[sqlite3.Connection, int]:
+        """Opens the file, one that is no bank put aside; gives its number on disk, too.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        try:
+            try:
+                return self._open()
+            except sqlite3.DatabaseError as error:
+                if not _is_broken(error):
+                    raise
+                self._put_aside(error)
+                return self._open()
+        except sqlite3.DatabaseError as error:
+            raise OSError(f"{self._path}: {error}") from error
+
+    def _open(self) -> tuple[sqlite3.Connection, int]:
+        handle = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600)
+        number = os.fstat(handle).st_ino
+        os.close(handle)
+        rows = sqlite3.connect(self._path, timeout=_LOCK_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             rows.execute("PRAGMA journal_mode = WAL")  # a crash leaves whole transactions
             rows.execute("PRAGMA synchronous = NORMAL")
@@ -90,7 +102,23 @@ class Bank:
         except sqlite3.DatabaseError:
             rows.close()
             raise
-        return rows
+        return rows, number
+
+    def _put_aside(self, error: sqlite3.DatabaseError) -> None:
+        log.warning("%s is put aside, it cannot be read: %s", self._path, error)
+        for end in ("-wal", "-shm"):
+            self._path.with_name(self._path.name + end).unlink(missing_ok=True)
+        self._path.replace(self._path.with_name(f"{self._path.name}.broken"))
+
+    def _renew(self, error: sqlite3.DatabaseError) -> None:
+        """Begins anew where pages turn out to be broken while it is in use: it would stay so for all rows in them."""
+        self._rows.close()
+        try:
+            if self._path.stat().st_ino == self._file:  # else somebody who uses it, too, was first
+                self._put_aside(error)
+            self._rows, self._file = self._begin()
+        except OSError as failed:
+            log.warning("there is no bank any more: %s", failed)
 
     def close(self) -> None:
         """Closes the file."""
@@ -147,19 +175,24 @@ class Bank:
             others = "SELECT key FROM rows WHERE key != ? ORDER BY used LIMIT 1"
             oldest = self._rows.execute(others, (newest,)).fetchone()
             if oldest is None:  # it fits alone, so the sum is wrong: somebody has deleted rows past us
-                self._rows.execute("UPDATE total SET bytes = (SELECT sum(bytes) FROM rows)")
+                self._rows.execute("UPDATE total SET bytes = (SELECT coalesce(sum(bytes), 0) FROM rows)")
                 return
             self._drop(oldest[0])
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._rows.execute("BEGIN IMMEDIATE")
         try:
-            yield
-        except BaseException:
-            self._rows.execute("ROLLBACK")
+            self._rows.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._rows.execute("COMMIT")  # which can fail, too: a full disk
+            finally:
+                if self._rows.in_transaction:
+                    self._rows.execute("ROLLBACK")
+        except sqlite3.DatabaseError as error:
+            if _is_broken(error):
+                self._renew(error)
             raise
-        self._rows.execute("COMMIT")
 
     async def find(self, key: bytes) -> Any:
         """`get` for an event loop; a bank that cannot be read is a bank without the row."""
@@ -191,6 +224,11 @@ async def _kept(put: Callable[[bytes, T], None], key: bytes, value: T) -> None:
         await asyncio.to_thread(put, key, value)
     except sqlite3.Error as error:
         log.warning("the bank cannot be written: %s", error)
+
+
+def _is_broken(error: sqlite3.DatabaseError) -> bool:
+    """Whether it says that the file is no database, or not a whole one."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _BROKEN
 
 
 def _digest(key: bytes, value: bytes) -> bytes:

@@ -156,3 +156,58 @@ def test_rows_that_somebody_deleted_do_not_stop_it(tmp_path: Path) -> None:
     assert bank.get(KEYS[2]) == "z"
     assert bank.size <= 1000
     bank.close()
+
+
+async def test_pages_that_break_while_it_is_used_are_put_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It used to stay: every look at the rows in them failed, after each restart again."""
+    path = tmp_path / "bank.sqlite"
+    bank = Bank(path, 1_000_000)
+    for number in range(100):
+        bank.put(key_of(number), "x" * 2000)
+    bank.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: 3 * 4096] + b"\x55" * (len(whole) - 3 * 4096))
+    bank, other = Bank(path, 1_000_000), Bank(path, 1_000_000)
+    assert await bank.find(key_of(1)) is None
+    assert "is put aside" in caplog.text
+    assert path.with_name("bank.sqlite.broken").stat().st_size == len(whole)
+    await bank.keep(key_of(1), "new")
+    assert await other.find(key_of(2)) is None  # the other one does not put the new file aside
+    assert await bank.find(key_of(1)) == await other.find(key_of(1)) == "new"
+    bank.close()
+    other.close()
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    bank = Bank(tmp_path / "bank.sqlite", 1_000_000)
+    bank.put(KEYS[0], "kept")
+    bank._rows.execute("PRAGMA max_page_count = 12")
+
+    def fill() -> None:
+        for number in range(100):
+            bank.put(key_of("more", number), "x" * 3000)
+
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        fill()
+    held = bank.size
+    assert bank.get(KEYS[0]) == "kept"
+    bank._rows.execute("PRAGMA max_page_count = 1000")
+    bank.put(KEYS[1], "x")
+    assert bank.size == held + 3 + ROW
+    bank.close()
+
+
+def test_a_smaller_room_holds_from_the_start(tmp_path: Path) -> None:
+    bank = Bank(tmp_path / "bank.sqlite", 10_000)
+    for key in KEYS:
+        bank.put(key, "x" * 100)
+    bank.close()
+    bank = Bank(tmp_path / "bank.sqlite", 2 * (102 + ROW))
+    assert bank.size == 2 * (102 + ROW)
+    assert [bank.get(key) is None for key in KEYS] == [True] * 4 + [False] * 2
+    bank.close()
+    bank = Bank(tmp_path / "bank.sqlite", 1)
+    assert bank.size == 0
+    bank.close()
