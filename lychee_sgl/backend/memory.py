@@ -9,8 +9,10 @@ import logging
 import time
 import uuid
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lychee_sgl.backend.memory_blocks import files_of
 from lychee_sgl.backend.memory_check import check_answer
 from lychee_sgl.backend.memory_errors import AnswerRefused, ClientGone, told
 from lychee_sgl.backend.memory_model import EngineModel
@@ -166,7 +168,13 @@ class _Answer:
         lora = serving._resolve_lora_path(request.model, request.lora_path)
         self._model = EngineModel(
             manager,
-            identity={"plan": room.plan, "lora": lora, "extra_key": extra_key},
+            # a model may have been written anew into its folder since the bank has seen it
+            identity={
+                "files": files_of(Path(manager.server_args.model_path)),
+                "plan": room.plan,
+                "lora": lora,
+                "extra_key": extra_key,
+            },
             fields={"lora_path": lora, "extra_key": extra_key, "priority": request.priority},
             custom_params=self._params,
             template=request.chat_template_kwargs or {},

@@ -74,6 +74,16 @@ async def test_other_weights_or_another_tenant_do_not_share_the_bank(manager: Ma
     assert json.loads((await ask(manager, cache_salt="mine")).body)["lychee"]["memory"]["banked_steps"] == 0
 
 
+async def test_a_model_written_anew_into_its_folder_does_not_share_the_bank(manager: Manager, tmp_path: Path) -> None:
+    """A training that is repeated into one folder left its predecessor's notes to the next start."""
+    manager.server_args.model_path = str(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    await ask(manager)
+    assert json.loads((await ask(manager)).body)["lychee"]["memory"]["banked_steps"] == 4
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    assert json.loads((await ask(manager)).body)["lychee"]["memory"]["banked_steps"] == 0
+
+
 async def test_a_failing_scheduler_is_asked_again_and_then_named(manager: Manager) -> None:
     manager.failing = 2
     assert json.loads((await ask(manager)).body)["lychee"]["memory"]["retries"] == 2
