@@ -147,6 +147,8 @@ class Reader:
     async def _asker(self, question: str) -> Asker:
         parts = (self._model, self._bank, self._settings, question, Report(), self._blocks)
         asker = await asyncio.to_thread(Asker, *parts)
+        if not asker.question_tokens:  # of characters that the tokeniser drops
+            raise Refused("the question has no token that the model knows, allowed: one or more", "messages")
         if asker.question_tokens > QUESTION_TOKENS:
             raise Refused(
                 f"the question has {asker.question_tokens} tokens, allowed: {QUESTION_TOKENS}; of several texts the "

@@ -47,6 +47,15 @@ async def read(
     return events[-1], [event for event in events[:-1] if isinstance(event, Progress)]
 
 
+async def test_a_question_that_leaves_no_token_is_refused() -> None:
+    model = ScriptedModel()
+    plain = model.encode
+    model.encode = lambda texts: plain([text.replace("\u200b", "") for text in texts])  # type: ignore[method-assign]
+    with pytest.raises(Refused, match="no token that the model knows"):
+        await read(model, document(2, {}), question="\u200b")
+    assert model.asked == []
+
+
 async def test_blocks_in_order_notes_and_a_prompt_with_them() -> None:
     facts = {1: "The key is under the mat.", 3: "Nobody found the key yet."}
     model = ScriptedModel(wanted=["key"])
