@@ -22,6 +22,10 @@ FAR: Final = 1_000_000_000
 """Steps from here on are no training's: what they draw serves to take the time, and to compare."""
 
 
+SAVED_AGAIN: Final = 180.0
+"""Seconds after which a state is saved, however few steps they were: what a kill costs at most."""
+
+
 class TrainingError(ValueError):
     """A training that cannot go on; the message names the step."""
 
@@ -91,7 +95,7 @@ class Course(ABC, Generic[S, R]):
 
         Args:
             state: where the state goes, or None.
-            every: steps between two states.
+            every: most steps between two states; none is further apart than `SAVED_AGAIN`, but for a step.
             until: a time of `time.monotonic` at which to stop.
             tell: told about each step.
 
@@ -101,14 +105,15 @@ class Course(ABC, Generic[S, R]):
         Raises:
             TrainingError: something is no number; what was saved before stays.
         """
-        saved = False
+        saved, last = False, time.monotonic()
         while self.step < self.settings.steps and (until is None or time.monotonic() < until):
             report, row = self._advance()
             self.history.append([round(value, 5) for value in row])
             self.step += 1
-            saved = state is not None and self.step % every == 0
+            saved = state is not None and (self.step % every == 0 or time.monotonic() - last > SAVED_AGAIN)
             if state is not None and saved:
                 self.save(state)
+                last = time.monotonic()
             tell(report)
         if state is not None and not saved:
             self.save(state)

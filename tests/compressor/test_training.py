@@ -142,6 +142,16 @@ def test_a_resumed_training_has_the_same_bits(tokenizer: Any, samples: Samples, 
         fresh(text="b").resume(state)
 
 
+def test_where_steps_take_minutes_each_is_saved(
+    compressor: Compressor, samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill used to cost up to 200 steps, hours of them on a CPU."""
+    monkeypatch.setattr("lychee_sgl.compressor.course.SAVED_AGAIN", -1.0)
+    trainer, state, saved = Trainer(compressor, samples, SETTINGS, {}), tmp_path / "state", []
+    trainer.run(state=state, tell=lambda report: saved.append(torch.load(state, weights_only=True)["step"]))
+    assert saved == list(range(1, SETTINGS.steps + 1))
+
+
 def test_a_loss_that_is_no_number_stops_the_training(compressor: Compressor, samples: Samples) -> None:
     with torch.no_grad():
         compressor.readout.fill_(math.nan)
