@@ -18,7 +18,6 @@ DENSE_BELOW_GPU = 4096
 DENSE_BELOW_CPU = 1024
 BANK_BYTES = 2**30
 BLOCKS_BYTES = 2**32
-RATIO = 4
 MOST_CORRECTION = 1024
 """Largest distance between two cache corrections, in tokens."""
 
@@ -106,11 +105,11 @@ class EngineConfig:
             "folder of a trained compressor: `compressed` can be asked for (13.1)",
         ),
     )
-    compressor_ratio: int = field(
-        default=RATIO,
+    compressor_ratio: int | None = field(
+        default=None,
         metadata=_setting(
             "LYCHEE_COMPRESSOR_RATIO",
-            str(RATIO),
+            "4, else its next lower or its lowest",
             "tokens that an embedding stands for, where a request says nothing (13.1)",
         ),
     )
@@ -159,7 +158,7 @@ class EngineConfig:
             memory_bank=_path(given.get("memory_bank")),
             memory_bank_bytes=_bytes("LYCHEE_MEMORY_BANK_BYTES", given.get("memory_bank_bytes"), BANK_BYTES),
             compressor=_path(given.get("compressor")),
-            compressor_ratio=_whole("LYCHEE_COMPRESSOR_RATIO", given.get("compressor_ratio"), 2) or RATIO,
+            compressor_ratio=_whole("LYCHEE_COMPRESSOR_RATIO", given.get("compressor_ratio"), 2),
             compressor_device=_device("LYCHEE_COMPRESSOR_DEVICE", given.get("compressor_device")),
             memory_blocks_bytes=_bytes("LYCHEE_MEMORY_BLOCKS_BYTES", given.get("memory_blocks_bytes"), BLOCKS_BYTES),
         )

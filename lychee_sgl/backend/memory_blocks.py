@@ -79,7 +79,7 @@ def _checked(folder: Path, config: EngineConfig, args: Any, model_config: Any) -
             f"LYCHEE_COMPRESSOR is {folder}, whose reader has an adapter ({READER}/) that {args.model_path} has not; "
             "allowed: a model with it in its weights, as `lychee-sgl compressor merge` makes one"
         )
-    if config.compressor_ratio not in found.shape.ratios:
+    if config.compressor_ratio is not None and config.compressor_ratio not in found.shape.ratios:
         allowed = ", ".join(map(str, found.shape.ratios))
         raise ValueError(f"LYCHEE_COMPRESSOR_RATIO is {config.compressor_ratio}, allowed with {folder}: {allowed}")
     for field in (*_OTHER_CACHES, "revision"):
@@ -142,7 +142,7 @@ class EngineCompressor:
         """
         self._described, self._model, self._device, self._dtype = described, model, device, dtype
         self._threads = threads or len(os.sched_getaffinity(0))
-        self._identity = json.dumps([described.sha256, _files(Path(model)), dtype])
+        self._identity = json.dumps([described.sha256, files_of(Path(model)), dtype])
         # one thread: a block at a time, and what was given up ends before the next begins
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="lychee-compressor")
         self._worker: Worker | None = None
@@ -183,8 +183,8 @@ class EngineCompressor:
             raise ModelFailed(f"it could not be compressed: {error}") from error
 
 
-def _files(model: Path) -> object:
-    """What tells a model's weights from those that may stand in its place later."""
+def files_of(model: Path) -> object:
+    """What tells a model's weights from those that may stand in its place later; quick."""
     if not model.is_dir():
         return str(model)
     kinds = (".json", ".safetensors", ".bin")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from lychee_sgl.compressor.folder import Described
     from lychee_sgl.config import EngineConfig
     from lychee_sgl.memory.settings import MemoryRequest
 
@@ -38,6 +39,7 @@ class Room:
         plan: what of the engine's backend the outcome of a step depends on.
         blocks: where compressed blocks come from; None: the engine has no compressor.
         ratios: that blocks can be compressed at.
+        own_ratio: where a request says nothing.
         weights: of the model that the compressor is for, as the engine names them.
         secret: of this process, known to no client.
     """
@@ -48,6 +50,7 @@ class Room:
     plan: object
     blocks: BlockBank | None
     ratios: tuple[int, ...]
+    own_ratio: int
     weights: tuple[str | None, str | None]
     secret: str
 
@@ -62,6 +65,7 @@ class Room:
             gate = config.memory_gate
             if gate is not None and (doubt := foreign(gate, manager.server_args.model_path, engine.model)):
                 log.warning("%s", doubt)
+            found: Described | None = engine.compressor
             below = config.resolved_dense_below(engine.device)
             manager.lychee_memory = cls(
                 config=config,
@@ -69,7 +73,8 @@ class Room:
                 ahead=1 if engine.device == "cpu" else _AHEAD_ON_A_GPU,
                 plan=[engine.chosen.describe(), below, config.cache_correction],
                 blocks=_blocks(manager, engine),
-                ratios=() if engine.compressor is None else engine.compressor.shape.ratios,
+                ratios=() if found is None else found.shape.ratios,
+                own_ratio=0 if found is None else config.compressor_ratio or found.ratio,
                 weights=engine.weights,
                 secret=secrets.token_hex(16),
             )
@@ -89,7 +94,7 @@ class Room:
         if (args.model_path, args.weight_version) != self.weights:
             allowed = "'text', 'off'; the compressor is for the weights that the engine began with"
             raise Refused(f"lychee_memory is 'compressed', allowed: {allowed}", "lychee_memory")
-        ratio = asked.ratio if asked.ratio is not None else self.config.compressor_ratio
+        ratio = asked.ratio if asked.ratio is not None else self.own_ratio
         if ratio not in self.ratios:
             allowed = ", ".join(map(str, self.ratios))
             raise Refused(f"lychee_ratio is {ratio}, allowed: {allowed}", "lychee_ratio")

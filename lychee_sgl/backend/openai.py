@@ -112,7 +112,10 @@ class Engine:
         told: dict[str, Any] = {"modes": modes, "default": self.config.memory, "gate": gate}
         if self.compressor is None:
             return told
-        ratios = {"ratio": self.config.compressor_ratio, "ratios": [*self.compressor.shape.ratios]}
+        ratios = {
+            "ratio": self.config.compressor_ratio or self.compressor.ratio,
+            "ratios": [*self.compressor.shape.ratios],
+        }
         return {**told, "modes": [*modes, "compressed"], **ratios, "compressor": self.compressor.sha256}
 
 

@@ -16,6 +16,8 @@ READER: Final = "reader"
 """Name of the reader's adapter, and of its folder in a compressor's."""
 OWN: Final = "compressor"
 """Folder of a compressor in that of the model it is for."""
+RATIO: Final = 4
+"""Tokens that an embedding stands for, where nobody says and the compressor can."""
 WEIGHTS: Final = ("adapter_config.json", "adapter_model.safetensors", "compressor.safetensors")
 
 
@@ -52,6 +54,12 @@ class Described:
     sha256: str
     bytes: int
 
+    @property
+    def ratio(self) -> int:
+        """The one that is taken where nobody says any: 4, else the next lower that there is, else the lowest."""
+        ratios = self.shape.ratios
+        return max((ratio for ratio in ratios if ratio <= RATIO), default=ratios[0])
+
 
 def describe(folder: Path) -> Described:
     """Reads a folder's description, and its files' digest.
@@ -66,7 +74,7 @@ def describe(folder: Path) -> Described:
                 whole.update(file_digest(file, "sha256").digest())
                 size += file.tell()
     except OSError as error:
-        raise _no_compressor(folder, error) from error
+        raise no_compressor(folder, error) from error
     return Described(
         folder=folder, shape=shape, base=base, has_reader=(folder / READER).is_dir(),
         sha256=whole.hexdigest(), bytes=size,
@@ -87,7 +95,7 @@ def read_description(folder: Path) -> tuple[CompressorShape, Base | None]:
         shape = CompressorShape(**{**fields, "ratios": tuple(fields["ratios"])})
         return shape, None if base is None else Base(model=str(base["model"]), weights=str(base["weights"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _no_compressor(folder, error) from error
+        raise no_compressor(folder, error) from error
 
 
 def check_base(folder: Path, base: Base | None, model: str, weights: str | None) -> str | None:
@@ -133,5 +141,6 @@ def find_own(model: str) -> Path | None:
     return folder if (folder / DESCRIPTION).is_file() else None
 
 
-def _no_compressor(folder: Path, error: Exception) -> ValueError:
+def no_compressor(folder: Path, error: object) -> ValueError:
+    """The error for a folder that cannot be loaded; the caller raises it."""
     return ValueError(f"compressor is {folder}; allowed: a folder that a training wrote ({error})")

@@ -27,7 +27,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from lychee_sgl.compressor.fingerprint import weights_of_model
-from lychee_sgl.compressor.folder import READER, SCHEMA, Base, check_base, read_description
+from lychee_sgl.compressor.folder import READER, SCHEMA, Base, check_base, no_compressor, read_description
 from lychee_sgl.compressor.settings import CompressorShape
 from lychee_sgl.heads.checks import write_text
 
@@ -281,12 +281,18 @@ def load_compressor(folder: Path, model: Any) -> Compressor:
         parts = load_file(folder / "compressor.safetensors")
         made = {name: parts[name] for name in PARTS}
     except (OSError, KeyError, SafetensorError) as error:
-        raise ValueError(f"compressor is {folder}; allowed: a folder that a training wrote ({error})") from error
-    compressor = Compressor(model, shape, adapter=folder)
+        raise no_compressor(folder, error) from error
+    try:
+        compressor = Compressor(model, shape, adapter=folder)
+    except (OSError, RuntimeError, KeyError, TypeError, SafetensorError) as error:  # what peft makes of half a file
+        raise no_compressor(folder, error) from error
     if doubt := check_base(folder, base, compressor.base.model, compressor.base.weights):
         log.warning("%s", doubt)
     with torch.no_grad():
         for name, value in made.items():
-            getattr(compressor, name).copy_(value)
+            own = getattr(compressor, name)
+            if own.shape != value.shape:
+                raise no_compressor(folder, f"{name} is {[*value.shape]}, wanted: {[*own.shape]}")
+            own.copy_(value)
     compressor.to(next(model.parameters()).device)
     return compressor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import threading
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lychee_sgl.backend.memory_blocks import EngineCompressor, choose_compressor
@@ -181,6 +183,39 @@ def test_a_folder_that_is_no_compressor_is_refused(compressor: Compressor, saved
     (saved / lost).unlink()
     with pytest.raises(ConfigError, match=rf"LYCHEE_COMPRESSOR: .*{lost}"):
         choose_compressor(EngineConfig(compressor=saved), Args(), model_of(compressor))
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "compressor.safetensors"])
+async def test_half_a_file_is_told_in_a_line(saved: Path, folder: Path, name: str) -> None:
+    whole = (saved / name).read_bytes()
+    (saved / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"compressor is \S*compressor; allowed: a folder that a training wrote \("):
+        load_compressor(saved, load_base(folder))
+    one = EngineCompressor(describe(saved), model=str(folder), device="cpu", dtype="float32", threads=1)
+    with pytest.raises(ModelFailed, match="it could not be compressed: compressor is"):
+        await one.compress([1, 2], 2)
+    one.close()
+
+
+def test_parts_of_another_compressor_are_told(saved: Path, folder: Path) -> None:
+    parts = load_file(saved / "compressor.safetensors")
+    save_file({**parts, "memory": parts["memory"][:1].contiguous()}, saved / "compressor.safetensors")
+    with pytest.raises(ValueError, match=r"memory is \[1, 16\], wanted: \[2, 16\]"):
+        load_compressor(saved, load_base(folder))
+
+
+@pytest.mark.parametrize(
+    ("ratios", "own"), [((2, 4, 8), 4), ((2, 8), 2), ((8, 16), 8), ((3,), 3)], ids=["4", "lower", "lowest", "one"]
+)
+def test_the_ratio_where_nobody_says_one(
+    compressor: Compressor, saved: Path, ratios: tuple[int, ...], own: int
+) -> None:
+    told = json.loads((saved / "compressor.json").read_text())
+    told["shape"] |= {"ratios": ratios, "window": 48}
+    (saved / "compressor.json").write_text(json.dumps(told))
+    chosen = choose_compressor(EngineConfig(compressor=saved), Args(), model_of(compressor))
+    assert chosen is not None
+    assert chosen.ratio == own
 
 
 def test_no_page_of_another_tree_and_no_missing_peft(

@@ -67,6 +67,7 @@ def packed(tokenizer: Any, tmp_path: Path, packing: Packing) -> Packed:
         plan="plan",
         blocks=BlockBank(packing, Bank(tmp_path / "blocks.sqlite", 10_000_000)),
         ratios=(2, 4),
+        own_ratio=4,
         weights=manager.lychee.weights,
         secret="secret",
     )
