@@ -49,8 +49,8 @@ def drift(record: Record, file: str) -> str:
     points = record["arms"][0]["points"]
     return (
         f"{record['model']} with its head plan on {asked['prompts']} traces of {asked['tokens']:,} tokens that the "
-        f"dense model drew behind {asked['prompt_tokens']:,} tokens of prose. KL: of the next token's distribution from "
-        f"the dense one, in nats, over decoded tokens {points[0]['from']:,} to {points[0]['to']:,} and "
+        f"dense model drew behind {asked['prompt_tokens']:,} tokens of prose. KL: of the next token's distribution "
+        f"from the dense one, in nats, over decoded tokens {points[0]['from']:,} to {points[0]['to']:,} and "
         f"{points[-1]['from']:,} to {points[-1]['to']:,}; *late less early*: the last quarter less the first; all with "
         "their standard error over traces.\n\n"
         f"{markdown(head, rows, left=2)}\n"
