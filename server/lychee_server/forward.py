@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from lychee_server.errors import (
 from lychee_server.sse import EventSplitter, dump_json, parse_object
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Coroutine
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 
     from starlette.types import Receive, Scope, Send
 
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from lychee_server.tally import AnswerTally
     from lychee_server.telemetry import Tracing
     from lychee_server.upstream import EngineResponse
+
+    _End = Callable[[], Awaitable[None]]
 
 log = logging.getLogger(__name__)
 
@@ -122,15 +125,22 @@ class EngineAnswer(Response):
             gateway.admission.place(self._caller.id, priority) as place,
         ):
             try:
-                await self._first_of(self._work(place, scope, receive, send), receive)
+                end = await self._first_of(self._work(place, scope, receive, send), receive)
             except _ClientGone:
                 self._record.status = CLIENT_GONE
+                return
             except GatewayError as error:
                 if not self._streaming:
                     raise
-                await self._end_stream(error, send)
+                end = self._broken(error, send)
             finally:
                 lease.settle(self._tokens(lease.reserved))
+        # What it held is free before the client has all of its answer, for then its next request may be on its way;
+        # nor does a client that reads its last bytes slowly keep a place at an engine that is done.
+        try:
+            await end()
+        except _ClientGone:
+            self._record.status = CLIENT_GONE
 
     def _tokens(self, reserved: float) -> float:
         """Return the tokens that the caller is charged: where they are not known, its body's size and its chunks."""
@@ -140,7 +150,7 @@ class EngineAnswer(Response):
             return (prompt or reserved) + generated  # of several choices without usage the prompt is not known
         return reserved + self._tally.outputs if self._asked is not None else 0.0
 
-    async def _first_of(self, work: Coroutine[None, None, None], receive: Receive) -> None:
+    async def _first_of(self, work: Coroutine[None, None, _End], receive: Receive) -> _End:
         """Do the work, unless the client leaves or the shutdown's time is over before."""
         working = asyncio.ensure_future(work)
         leaving = asyncio.ensure_future(_until_client_leaves(receive))
@@ -152,14 +162,17 @@ class EngineAnswer(Response):
                 task.cancel()
             await asyncio.wait(tasks)
         if working in done:
-            working.result()
-        elif leaving in done:
+            return working.result()
+        if leaving in done:
             raise _ClientGone
-        else:
-            raise ShuttingDown("the gateway is shutting down; the answer could not be completed in time")
+        raise ShuttingDown("the gateway is shutting down; the answer could not be completed in time")
 
-    async def _work(self, place: Place, scope: Scope, receive: Receive, send: Send) -> None:
-        """Wait for a place, then ask one engine after the other, until one answers or refuses."""
+    async def _work(self, place: Place, scope: Scope, receive: Receive, send: Send) -> _End:
+        """Wait for a place, then ask one engine after the other, until one answers or refuses.
+
+        Returns:
+            What sends the end of the answer, or all of it; it is counted by then.
+        """
         began = time.perf_counter()
         await place.enter()
         self._waited_seconds = time.perf_counter() - began
@@ -169,7 +182,7 @@ class EngineAnswer(Response):
             engine = engines.choose(self._completion.head, tried)
             try:
                 with engine.hold():
-                    response = await self._ask(engine, send)
+                    answer = await self._ask(engine, send)
                 break
             except EngineUnavailable as error:
                 tried.append(engine)
@@ -182,9 +195,15 @@ class EngineAnswer(Response):
                     "a request goes to another engine",
                     extra={"request_id": self._record.request_id, "engine": engine.name, "error": error.message},
                 )
-        if response is not None:
-            await response(scope, receive, send)
+        # Counted before it leaves: most clients read no further than [DONE], and close the connection.
+        if self._tally.failed is None:
+            self._tally.finish()
             self._answered(engine)
+        else:
+            self._record.status = self._tally.failed
+        if isinstance(answer, Response):
+            return functools.partial(answer, scope, receive, send)
+        return functools.partial(self._send, answer, send, more=False)
 
     def _answered(self, engine: Engine) -> None:
         """Count a complete answer."""
@@ -197,8 +216,8 @@ class EngineAnswer(Response):
             if summary.engine_seconds is not None and summary.memory is None:
                 gateway.metrics.overhead(took - summary.engine_seconds - self._waited_seconds)
 
-    async def _ask(self, engine: Engine, send: Send) -> Response | None:
-        """Send the request to an engine; returns its answer, or None when it was a stream that has been sent."""
+    async def _ask(self, engine: Engine, send: Send) -> Response | bytes:
+        """Send the request to an engine; returns its answer, or the last piece of a stream that has been sent."""
         settings = self._gateway.settings
         silence = settings.stream_idle_timeout if self._completion.stream else settings.response_timeout
         self._asked = engine
@@ -210,8 +229,7 @@ class EngineAnswer(Response):
                     self._asked = None  # it has refused: nothing is left to abort
                     raise engine_error(answer.status, body)
                 if answer.is_event_stream:
-                    await self._relay_events(engine, answer, send)
-                    return None
+                    return await self._relay_events(engine, answer, send)
                 body = await answer.read()
         except EngineUnreachable:
             self._asked = None
@@ -223,7 +241,6 @@ class EngineAnswer(Response):
         if parsed is None:
             raise EngineFailed("the engine's answer is not a JSON object")
         reduced = self._tally.whole(parsed)
-        self._tally.finish()
         if reduced is None:
             return Response(body, media_type="application/json", headers=self._known_headers())
         return Response(dump_json(parsed), media_type="application/json", headers=headers_after(reduced))
@@ -232,7 +249,7 @@ class EngineAnswer(Response):
         decision, sparsity = self._completion.decision, self._engine.sparsity if self._engine else None
         return headers_before(decision, sparsity.defaults) if sparsity and decision else {}
 
-    async def _relay_events(self, engine: Engine, answer: EngineResponse, send: Send) -> None:
+    async def _relay_events(self, engine: Engine, answer: EngineResponse, send: Send) -> bytes:
         await self._start_stream(answer.content_type, send)
         splitter, begun, last = EventSplitter(), False, b""
         async with contextlib.aclosing(answer.chunks()) as chunks:
@@ -249,13 +266,7 @@ class EngineAnswer(Response):
                     await self._send(events, send)
         if not self._tally.done:
             raise EngineLost("the engine ended the stream before the answer was complete")
-        # All is counted before [DONE] leaves: most clients read no further, and close the connection.
-        if self._tally.failed is None:
-            self._tally.finish()
-            self._answered(engine)
-        else:
-            self._record.status = self._tally.failed
-        await self._send(last, send, more=False)
+        return last
 
     async def _start_stream(self, content_type: str, send: Send) -> None:
         headers = {
@@ -279,12 +290,12 @@ class EngineAnswer(Response):
         finally:
             self._waited_seconds += time.perf_counter() - began
 
-    async def _end_stream(self, error: GatewayError, send: Send) -> None:
+    def _broken(self, error: GatewayError, send: Send) -> _End:
+        """Take note of a stream that broke; returns what sends its end."""
         self._record.status = error.status
         log.warning("a stream broke", extra={"request_id": self._record.request_id, "error": error.message})
         end = b"" if self._tally.done else self._tally.broken(error)
-        with contextlib.suppress(_ClientGone):
-            await self._send(end, send, more=False)
+        return functools.partial(self._send, end, send, more=False)
 
 
 async def _until_end(chunks: AsyncGenerator[bytes, None]) -> float:

@@ -125,6 +125,14 @@ class Limits:
         for name in [name for name, account in self._accounts.items() if name not in ids and not account.in_flight]:
             del self._accounts[name]
 
+    def check(self, caller: Caller) -> None:
+        """Refuse who could begin no request at all now, before anything is done for it; nothing is taken.
+
+        Raises:
+            TooManyRequests: as `open` would.
+        """
+        self._account(caller, 0)
+
     @contextlib.contextmanager
     def open(self, caller: Caller, body_bytes: int) -> Iterator[Lease]:
         """Take a request's share for the time of a block.
@@ -136,6 +144,19 @@ class Limits:
         Raises:
             TooManyRequests: a limit is reached; nothing has been taken. `retry_after` is when it would do.
         """
+        account, reserved = self._account(caller, body_bytes)
+        if account.tokens is not None:
+            account.tokens.take(reserved)
+        if account.requests is not None:
+            account.requests.take(1)
+        account.in_flight += 1
+        try:
+            yield Lease(account, reserved)
+        finally:
+            account.in_flight -= 1
+
+    def _account(self, caller: Caller, body_bytes: int) -> tuple[_Account, float]:
+        """Return a caller's account, and what a body of this size reserves; raises as `open`."""
         tier, now = self._tier_of(caller), self._clock()
         account = self._accounts.setdefault(caller.id, _Account())
         account.requests = _bucket(account.requests, tier.requests_per_minute, now)
@@ -147,20 +168,13 @@ class Limits:
                 code="concurrency_limit_exceeded",
                 retry_after=_IN_FLIGHT_RETRY,
             )
-        reserved = 0.0
         if account.requests is not None:
             self._check(account.requests.wait(1, now), f"{tier.requests_per_minute} requests", "requests_limit")
-        if account.tokens is not None:
-            reserved = float(math.ceil(body_bytes / _BYTES_PER_TOKEN))
-            self._check(account.tokens.wait(reserved, now), f"{tier.tokens_per_minute} tokens", "tokens_limit")
-            account.tokens.take(reserved)
-        if account.requests is not None:
-            account.requests.take(1)
-        account.in_flight += 1
-        try:
-            yield Lease(account, reserved)
-        finally:
-            account.in_flight -= 1
+        if account.tokens is None:
+            return account, 0.0
+        reserved = float(math.ceil(body_bytes / _BYTES_PER_TOKEN))
+        self._check(account.tokens.wait(reserved, now), f"{tier.tokens_per_minute} tokens", "tokens_limit")
+        return account, reserved
 
     def _check(self, wait: float, limit: str, reason: Literal["requests_limit", "tokens_limit"]) -> None:
         if wait > 0:

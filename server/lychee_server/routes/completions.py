@@ -39,6 +39,7 @@ async def _forward(request: Request, path: str, required: str) -> Response:
     gateway: Gateway = request.app.state.gateway
     record: RequestRecord = request.state.record
     engine = gateway.engines.require()
+    gateway.limits.check(request.state.caller)  # before its body is read, parsed and perhaps tokenised
     body = await read_json_object(request, gateway.settings.max_body_bytes, gateway.settings.body_timeout)
     asked = parse_lychee(body.get("lychee"), context_window=engine.context_window)
     asked = served_memory(asked, engine.sparsity.memory if engine.sparsity else None, chat=path == CHAT)

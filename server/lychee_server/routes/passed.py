@@ -50,6 +50,7 @@ async def embeddings(request: Request) -> Response:
 async def _body(request: Request) -> dict[str, Any]:
     gateway: Gateway = request.app.state.gateway
     gateway.engines.require()
+    gateway.limits.check(request.state.caller)
     body = await read_json_object(request, gateway.settings.max_body_bytes, gateway.settings.body_timeout)
     check_body(body, "input")
     return body
