@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 HEAD_CHARACTERS = 4096
 """How much of a prompt the choice of an engine goes by: a document behind a common system prompt still counts."""
 
+MOST_CONTAINERS = 200_000
+"""Arrays and objects of one body. Each costs a microsecond while all other requests wait: of a body of 32 MB that held
+nothing else it would be many seconds. Texts and token ids, however long, are few."""
+
 MAX_PROMPTS = 1024
 """Prompts of one request: they share its place, and each has to be aborted by itself."""
 
@@ -58,7 +62,7 @@ async def read_json_object(request: Request, max_bytes: int, timeout: float) -> 
         BodyTooSlow: it took longer than `timeout` seconds to arrive.
         UnsupportedMediaType: it is not declared as JSON (a browser can send anything else across origins).
         BodyTooLarge: longer than `max_bytes`.
-        InvalidRequest: not JSON, or not an object.
+        InvalidRequest: not JSON, not an object, or of too many parts.
     """
     media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if media_type != "application/json":
@@ -68,6 +72,7 @@ async def read_json_object(request: Request, max_bytes: int, timeout: float) -> 
             raw = await _read(request, max_bytes)
     except TimeoutError:
         raise BodyTooSlow(f"the body did not arrive within {timeout:g} seconds") from None
+    _check_containers(raw)
     try:
         value = json.loads(raw.decode(), parse_constant=_refuse_constant, parse_float=_finite)
     except UnicodeDecodeError as error:
@@ -94,6 +99,19 @@ async def _read(request: Request, max_bytes: int) -> bytes:
         if len(body) > max_bytes:
             raise too_large
     return bytes(body)
+
+
+def _check_containers(raw: bytes) -> None:
+    """Refuse a body of too many arrays and objects; brackets inside its strings do not count."""
+    if _brackets(raw) <= MOST_CONTAINERS:  # nearly always: a look that costs next to nothing
+        return
+    unescaped = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if _brackets(b"".join(unescaped.split(b'"')[::2])) > MOST_CONTAINERS:
+        raise InvalidRequest(f"the body has over {MOST_CONTAINERS} arrays and objects", code="invalid_json")
+
+
+def _brackets(text: bytes) -> int:
+    return text.count(b"[") + text.count(b"{")
 
 
 def _refuse_constant(name: str) -> NoReturn:

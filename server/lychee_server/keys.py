@@ -133,7 +133,8 @@ def read_entries(path: Path) -> list[KeyEntry]:
 def parse_entries(text: bytes | str, name: str) -> list[KeyEntry]:
     """Check the YAML of a keys file; `name` stands for it in messages. Raises as `read_entries`."""
     try:
-        value = yaml.safe_load(text)
+        # libyaml where it is there: ten times as quick, for SIGHUP reads while requests run
+        value = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         raise KeysError(f"{name}{f':{mark.line + 1}' if mark else ''}: not YAML") from None

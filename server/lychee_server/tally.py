@@ -70,7 +70,7 @@ class AnswerTally:
         if chunk is None or (ours and _is_progress(chunk)):
             return event
         self._first(now)
-        if "error" in chunk:
+        if chunk.get("error") is not None:
             self.failed = _error_status(chunk["error"])
             if isinstance(chunk["error"], dict) and "code" not in chunk["error"]:
                 # a router's own words for a replica that broke

@@ -178,6 +178,14 @@ def test_error_that_the_engine_writes_into_a_stream_is_passed(gateway, engine):
     assert gateway.total("lychee_request_latency_seconds_count") == 0
 
 
+def test_a_field_error_that_is_null_is_no_error(gateway, engine):
+    null = chat_events()[1].replace(b'"choices"', b'"error": null, "choices"')
+    engine.script = Script(events=[chat_events()[0], null, *chat_events()[2:]])
+    assert null in gateway.chat(stream=True).content
+    assert gateway.total("lychee_requests_total", route="/v1/chat/completions", status="200") == 1
+    assert gateway.total("lychee_request_latency_seconds_count") == 1
+
+
 def test_a_wrong_key_of_the_gateways_own_is_not_the_clients(gateway, engine):
     engine.script = Script(status=401, answer={"error": "Unauthorized"})
     reply = gateway.chat()

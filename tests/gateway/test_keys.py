@@ -89,7 +89,7 @@ def test_hash_of_a_key_of_ones_own(capsys, monkeypatch):
         ("- id: a\n  sha256: no-hash-but-a-secret", "k: entry 1.sha256: String should match pattern"),
         ("a: 1", "k: the file: Input should be a valid list"),
         (f'- id: a\n  sha256: "{"0" * 64}"\n  key: oops-secret', "k: entry 1.key: Extra inputs are not permitted"),
-        ("- {", "k:1: not YAML"),
+        ("a: b: c", "k:1: not YAML"),
         ("\x00", "k: not YAML"),
     ],
 )

@@ -8,6 +8,8 @@ import json
 import openai
 import pytest
 
+from lychee_server import body as bodies
+from lychee_server import errors
 from tests.gateway.scripted_engine import Script
 
 JSON = {"content-type": "application/json"}
@@ -72,6 +74,17 @@ def test_bodies_that_are_not_json_objects(gateway, engine, body, words):
     assert words in error["message"]
     assert error["code"] == "invalid_json"
     assert engine.bodies == []
+
+
+def test_a_body_of_arrays_alone_is_refused_before_it_is_parsed():
+    """Ten million empty arrays took the gateway many seconds, in which it did nothing else for anybody."""
+    most = bodies.MOST_CONTAINERS
+    inside = json.dumps("\\" + '["{' * most).encode()  # a text of brackets, quotes and backslashes
+    for items in (b"[" + b"[]," * (most - 2) + b"[]", b"[" + inside + b"," + b"[]," * (most - 2) + b"{}"):
+        bodies._check_containers(b'{"a":' + items[:-2] + b"0]}")
+        with pytest.raises(errors.InvalidRequest, match=f"over {most} arrays and objects"):
+            bodies._check_containers(b'{"a":' + items + b",[]]}")
+    bodies._check_containers(b'"' + b'["' * most)  # nonsense: the parser's to refuse
 
 
 def test_openai_client_gets_its_own_error_types(gateway):

@@ -233,7 +233,9 @@ class BudgetPolicy:
             pressure = self.policy.pressure if self.policy else None
             try:
                 engines = self._engines.engines if pressure else ()
-                loads = [load for engine in engines for load in await self._loads(engine)]
+                # all at once: one that does not answer must not keep the others' load from counting
+                told = await asyncio.gather(*(self._loads(engine) for engine in engines))
+                loads = [load for found in told for load in found]
                 self._gauge.update(Signals.of(self._waiting(), loads), pressure, time.monotonic())
                 self._metrics.policy_pressure(self._gauge.level)
             except Exception:  # broad: a watcher that died would leave the level where it was, for good

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,16 @@ from lychee_server.policy.file import PolicyError, load_policy
 from lychee_server.policy.recall import RecallKeeper
 from lychee_server.policy.schema import RecallHold
 from tests.gateway.policy.test_recall import recall_at
-from tests.gateway.scripted_engine import SUMMARY, Script, chat_answer, chat_events, wait_until
+from tests.gateway.scripted_engine import (
+    SUMMARY,
+    Script,
+    ScriptedEngine,
+    ThreadedServer,
+    chat_answer,
+    chat_events,
+    serving,
+    wait_until,
+)
 from tests.gateway.test_curve import CURVE
 
 EXAMPLE = Path(__file__).parents[3] / "deploy" / "policy.example.yaml"
@@ -231,6 +242,28 @@ def test_budgets_shrink_under_load_and_come_back(with_policy, engine):
     wait_until(lambda: gateway.value("lychee_policy_pressure_ratio") == 0)
     gateway.chat()
     assert sent(engine) == {"lychee_budget": 800}
+
+
+def test_an_engine_that_does_not_tell_its_load_keeps_no_other_from_being_asked(with_policy):
+    class Asked(ScriptedEngine):
+        def __init__(self, gate: threading.Event) -> None:
+            super().__init__()
+            self.gate, self.asked = gate, threading.Event()
+
+        async def _loads(self, request):
+            self.asked.set()
+            await asyncio.to_thread(self.gate.wait)
+            return await super()._loads(request)
+
+    gate = threading.Event()
+    silent, other = Asked(gate), Asked(gate)
+    with serving(ThreadedServer(silent.app)) as first, serving(ThreadedServer(other.app)) as second:
+        try:
+            with_policy(PRESSED, engine_urls=(first.url, second.url), health_timeout=60)
+            assert silent.asked.wait(20)
+            assert other.asked.wait(20)  # while the first has not answered
+        finally:
+            gate.set()
 
 
 def test_the_kv_pool_presses_too(with_policy, engine):
