@@ -101,9 +101,10 @@ class LycheeCpuBackend(HybridHeads, AttentionBackend):
         layer: RadixAttention,
         forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
-        **_: Any,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """One layer of a decode step, q [B, H*G*D]; returns [B, H*G*D]."""
+        _check_arguments(kwargs)
         assert self._decode, "forward_decode without init_forward_metadata"
         if save_kv_cache:
             compat.write_kv(self.token_to_kv_pool, layer, forward_batch.out_cache_loc, k, v)
@@ -120,9 +121,10 @@ class LycheeCpuBackend(HybridHeads, AttentionBackend):
         layer: RadixAttention,
         forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
-        **_: Any,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """One layer of new tokens over their contexts, dense; q [tokens, H*G*D]; returns the same shape."""
+        _check_arguments(kwargs)
         if save_kv_cache:
             compat.write_kv(self.token_to_kv_pool, layer, forward_batch.out_cache_loc, k, v)
         queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
@@ -140,3 +142,10 @@ class LycheeCpuBackend(HybridHeads, AttentionBackend):
         for step in self._decode:
             step.add_up(self.ranks)
         return HostSteps(step_results(self._decode, self.all_heads))
+
+
+def _check_arguments(given: dict[str, Any]) -> None:
+    """Refuses what a model wants of its attention beyond queries, keys and values: left out, answers would be wrong."""
+    asked = sorted(name for name, value in given.items() if value is not None)
+    if asked:
+        raise NotImplementedError(f"the attention of lychee on a CPU has no {', '.join(asked)}")

@@ -34,6 +34,7 @@ def check_server_args(runner: Any) -> None:
         (runner.use_mla_backend, "models with multi-latent attention (MLA)"),
         (bool(runner.is_hybrid_swa) or bool(runner.sliding_window_size), "models with sliding-window attention"),
         (runner.model_config.is_encoder_decoder, "encoder-decoder models"),
+        (not runner.model_config.is_generation, "embedding and reward models, which decode nothing"),
         (getattr(runner, "lychee", None) is not None, "a second attention backend in one model runner"),
         *_argument_refusals(runner.server_args),
         *_layer_refusals(runner),
@@ -76,6 +77,8 @@ def _layer_refusals(runner: Any) -> list[tuple[bool, str]]:
         (any(layer.logit_cap for layer in layers), "models with a soft cap on attention logits"),
         (any(layer.is_cross_attention for layer in layers), "models with cross-attention"),
         (any(layer.v_head_dim != layer.head_dim for layer in layers), "models with value heads of another size"),
+        (any(layer.sliding_window_size > 0 for layer in layers), "models with sliding-window attention"),
+        (any(layer.attn_type.value != "decoder" for layer in layers), "models with attention that is not causal"),
         (
             len(layers) != runner.model_config.num_hidden_layers,
             f"models without attention in every layer ({len(layers)} of {runner.model_config.num_hidden_layers})",

@@ -131,7 +131,8 @@ class HybridHeads:
             except ValueError:
                 asked = BudgetRequest()
                 spec = resolve(asked, self.plan.defaults, len(req.origin_input_ids), cache_correction=self.correction)
-            if (req.sampling_params.max_new_tokens or 2) <= 1:
+            most = req.sampling_params.max_new_tokens
+            if most is not None and most <= 1:  # 0: the common prompt of several choices, which SGLang prefills first
                 # Its one token comes out of the prefill, but overlap scheduling has begun a step by then. Run dense,
                 # that step leaves the prompt fit for the radix cache: who warms it asks for one token.
                 spec = dataclasses.replace(spec, budget=DENSE)

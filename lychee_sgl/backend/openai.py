@@ -79,13 +79,25 @@ class Engine:
         Raises:
             ValueError: something is not allowed; the message names it, its value and what is allowed.
         """
-        params, rivals, every = _custom_params(obj), self.config.rival_policies, self.config.cache_correction
+        return self._spec(_all_params(obj)[0], prompt_tokens)
+
+    def _spec(self, params: dict[str, Any] | None, prompt_tokens: int) -> RowSpec:
+        rivals, every = self.config.rival_policies, self.config.cache_correction
         asked = BudgetRequest.from_custom_params(params, self.context_window, rivals=rivals)
         spec = resolve(asked, self.chosen.plan.defaults, prompt_tokens, cache_correction=every)
         if spec.cache_correction and self.uncorrectable:
             number = spec.cache_correction
             raise ValueError(f"lychee_cache_correction is {number}, allowed with {self.uncorrectable}: 0")
         return spec
+
+    def check(self, obj: Any) -> None:
+        """Checks what a request asks for; of SGLang's own `/generate` each prompt of a batch may ask for its own.
+
+        Raises:
+            ValueError: as `spec`.
+        """
+        for params in _all_params(obj):
+            self._spec(params, 0)
 
     def info(self) -> dict[str, Any]:
         """Gives the answer of `GET /lychee/info`."""
@@ -119,10 +131,14 @@ class Engine:
         return {**told, "modes": [*modes, "compressed"], **ratios, "compressor": self.compressor.sha256}
 
 
-def _custom_params(obj: Any) -> dict[str, Any] | None:
-    params = obj.sampling_params
-    params = params[0] if isinstance(params, list) and params else params
-    return params.get("custom_params") if isinstance(params, dict) else getattr(params, "custom_params", None)
+def _all_params(obj: Any) -> list[dict[str, Any] | None]:
+    """Gives the `custom_params` of a request, of each prompt where they have some of their own; at least one."""
+    given = obj.sampling_params
+    several = given if isinstance(given, list) and given else [given]
+    return [
+        each.get("custom_params") if isinstance(each, dict) else getattr(each, "custom_params", None)
+        for each in several
+    ]
 
 
 async def watch(
@@ -135,15 +151,22 @@ async def watch(
     """
     engine = Engine.of(manager)
     watched = engine is not None and hasattr(obj, "sampling_params")
+    seen: dict[int, dict[str, Any]] = {}
     if watched and engine is not None:
-        engine.spec(obj, 0)
-        setattr(obj, SEEN, {})
+        engine.check(obj)
+        setattr(obj, SEEN, seen)
+    in_parts = getattr(manager, "incremental_streaming_output", False) and getattr(obj, "stream", False)
     async with aclosing(original(manager, obj, *args, **kwargs)) as outputs:
         async for output in outputs:
             if watched:
                 for choice in output if isinstance(output, list) else [output]:
-                    index = choice.get("index", 0) if isinstance(output, dict) else len(getattr(obj, SEEN))
-                    getattr(obj, SEEN)[index] = choice["meta_info"]
+                    index = choice.get("index", 0) if isinstance(output, dict) else len(seen)
+                    meta = choice["meta_info"]
+                    if in_parts:  # an output tells the steps of its own tokens; else those of all so far
+                        steps = seen[index][INFO_KEY] if index in seen else []
+                        steps.extend(meta.get(INFO_KEY, ()))
+                        meta = {**meta, INFO_KEY: steps}
+                    seen[index] = meta
             yield output
 
 

@@ -172,3 +172,10 @@ def test_a_policy_reads_what_its_definition_says_beside_others(toy: Toy, policy:
         read = {"quest": 4 * n + 2 * (12 + -(-n // 16)), "plan": 3 * n + 3 * 12, "block": 3 * n + 3 * 12}
         assert row[0] == read.get(policy, 6 * 12)
         assert 0 < row[5] <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("mode", ["forward_decode", "forward_extend"])
+def test_what_a_model_asks_beyond_q_k_and_v_is_not_left_out(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    attend = getattr(Toy(monkeypatch).runner.lychee, mode)
+    with pytest.raises(NotImplementedError, match="has no sinks"):
+        attend(*[torch.zeros(1, 8)] * 3, SimpleNamespace(), SimpleNamespace(), sinks=torch.zeros(4), idx_q=None)

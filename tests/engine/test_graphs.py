@@ -101,6 +101,7 @@ def test_a_request_for_one_token_runs_dense_and_others_as_asked() -> None:
         params = SimpleNamespace(custom_params={"lychee_budget": 100}, max_new_tokens=tokens)
         return SimpleNamespace(sampling_params=params, origin_input_ids=[1] * 30, req_pool_idx=slot)
 
-    backend.admit([request(1, 1), request(2, 2), request(3, None)], [30, 30, 30])
-    assert backend.table.params[1:4, Param.BUDGET].tolist() == [DENSE, 100, 100]
-    assert backend.table.params[1:4, Param.PROMPT].tolist() == [30, 30, 30]
+    # 0: what SGLang sends ahead of several choices, so that their prompt is in the cache
+    backend.admit([request(1, 1), request(2, 2), request(3, None), request(4, 0)], [30] * 4)
+    assert backend.table.params[1:5, Param.BUDGET].tolist() == [DENSE, 100, 100, DENSE]
+    assert backend.table.params[1:5, Param.PROMPT].tolist() == [30] * 4

@@ -135,6 +135,7 @@ def runner(**changes):
     }
     shape = {
         "is_encoder_decoder": False,
+        "is_generation": True,
         "num_hidden_layers": 2,
         "num_attention_heads": 32,
         "num_key_value_heads": 8,
@@ -157,6 +158,7 @@ def runner(**changes):
         "backends": ("lychee", "lychee"),
     }
     layer = {"logit_cap": 0.0, "is_cross_attention": False, "v_head_dim": 128, "head_dim": 128}
+    layer |= {"sliding_window_size": -1, "attn_type": SimpleNamespace(value="decoder")}
     layer |= changes.pop("layer", {})
     layers = [type("RadixAttention", (), layer)() for _ in range(changes.pop("layers", 2))]
     for key, value in changes.items():
@@ -218,6 +220,7 @@ def test_a_plain_model_is_served() -> None:
         ({"is_hybrid_swa": True}, "sliding-window"),
         ({"sliding_window_size": 4096}, "sliding-window"),
         ({"is_encoder_decoder": True}, "encoder-decoder"),
+        ({"is_generation": False}, "embedding and reward models, which decode nothing"),
         ({"speculative_algorithm": "EAGLE"}, "--speculative-algorithm EAGLE"),
         ({"enable_mixed_chunk": True}, "--enable-mixed-chunk"),
         ({"page_size": 16}, "--page-size 16"),
@@ -235,6 +238,8 @@ def test_a_plain_model_is_served() -> None:
         ({"layer": {"logit_cap": 30.0}}, "a soft cap on attention logits"),
         ({"layer": {"is_cross_attention": True}}, "cross-attention"),
         ({"layer": {"v_head_dim": 64}}, "value heads of another size"),
+        ({"layer": {"sliding_window_size": 511}}, "sliding-window"),
+        ({"layer": {"attn_type": SimpleNamespace(value="encoder_only")}}, "attention that is not causal"),
         ({"layers": 1}, r"without attention in every layer \(1 of 2\)"),
         ({"dtype": "torch.float16"}, "--dtype float16"),
         ({"device": "cuda", "dtype": "torch.float32"}, "--dtype float32"),
@@ -258,6 +263,22 @@ def test_a_plain_model_is_served() -> None:
 def test_refusals_name_the_setting(change, named) -> None:
     with pytest.raises(factory.BackendRefused, match=f"does not serve .*{named}"):
         factory.check_server_args(runner(**change))
+
+
+def test_what_the_refusals_read_is_what_sglangs_layers_have() -> None:
+    pytest.importorskip("sglang")
+    from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+
+    plain = RadixAttention(4, 64, 0.125, 2, 0)
+    model = SimpleNamespace(modules=lambda: [plain, plain])
+    served = runner()
+    served.model = model
+    factory.check_server_args(served)
+    for change in ({"sliding_window_size": 511}, {"attn_type": AttentionType.ENCODER_ONLY}, {"logit_cap": 30.0}):
+        odd = RadixAttention(4, 64, 0.125, 2, 0, **change)
+        served.model = SimpleNamespace(modules=lambda odd=odd: [plain, odd])
+        with pytest.raises(factory.BackendRefused):
+            factory.check_server_args(served)
 
 
 def test_modes_are_the_kernels() -> None:

@@ -1,11 +1,21 @@
 """The summary goes into the last chunk before [DONE], and nothing but finishing chunks is ever held back."""
 
+from __future__ import annotations
+
 import json
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from lychee_sgl.backend import openai
+from lychee_sgl.backend.plans import ChosenPlan
+from lychee_sgl.config import EngineConfig
+from lychee_sgl.heads.heuristic import heuristic_plan
+from lychee_sgl.heads.plan import ModelShape
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
 
 
 def event(text: str | None = None, finish: str | None = None, **extra: object) -> str:
@@ -79,3 +89,55 @@ async def test_a_foreign_engine_gets_no_summary(monkeypatch) -> None:
     monkeypatch.setattr(openai, "summary_of", lambda manager, obj: None)
     events = [event("a"), event("", "stop"), openai.DONE]
     assert await collect(Events(*events)) == events
+
+
+class Manager:
+    """A TokenizerManager with our backend, and outputs as SGLang's has them."""
+
+    def __init__(self, outputs: list[Any], *, in_parts: bool = False) -> None:
+        self.outputs, self.incremental_streaming_output = outputs, in_parts
+        plan = heuristic_plan(ModelShape("m", "LlamaForCausalLM", 2, 4, 2, 64))
+        self.lychee = openai.Engine(
+            chosen=ChosenPlan(plan=plan, heuristic=True),
+            config=EngineConfig(),
+            context_window=4096,
+            device="cpu",
+            model="m",
+        )
+
+    async def generate(self, manager: object, obj: object) -> AsyncGenerator[Any, None]:
+        for output in self.outputs:
+            yield output
+
+    async def summary(self, obj: SimpleNamespace) -> dict[str, Any] | None:
+        async for _ in openai.watch(self.generate, self, obj):
+            pass
+        return openai.summary_of(self, obj)
+
+
+def output(index: int, tokens: int, steps: list[Any]) -> dict[str, Any]:
+    return {"index": index, "meta_info": {"prompt_tokens": 10, "completion_tokens": tokens, "lychee": steps}}
+
+
+@pytest.mark.parametrize("in_parts", [False, True], ids=["all so far", "--incremental-streaming-output"])
+async def test_all_steps_count_however_sglang_streams_them(in_parts: bool) -> None:
+    """Of two choices, three tokens each; the first comes out of the prefill."""
+    steps = [None, (6, 10, 0, 5, 11, 0.5, 2), (7, 12, 0, 5, 12, None, 2)]
+    told = [
+        output(index, count, steps[count - 1 : count] if in_parts else steps[:count])
+        for count in (1, 2, 3)
+        for index in (0, 1)
+    ]
+    obj = SimpleNamespace(sampling_params={"custom_params": {"lychee_budget": 5}}, stream=True)
+    summary = await Manager(told, in_parts=in_parts).summary(obj)
+    assert summary is not None
+    assert (summary["decode_steps"], summary["sparse_steps"], summary["recall_steps"]) == (4, 4, 2)
+    assert (summary["attended_tokens"], summary["dense_tokens"], summary["recall"]) == (26, 44, 0.5)
+
+
+async def test_every_prompts_own_parameters_are_checked() -> None:
+    """SGLang's own /generate takes a list of them; what is not checked here runs with the plan's defaults."""
+    good, bad = {"custom_params": {"lychee_budget": 5}}, {"custom_params": {"lychee_budget": -5}}
+    with pytest.raises(ValueError, match="lychee_budget is -5"):
+        await Manager([]).summary(SimpleNamespace(sampling_params=[good, bad], stream=False))
+    assert await Manager([]).summary(SimpleNamespace(sampling_params=[good, {}], stream=False)) is None
