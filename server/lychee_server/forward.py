@@ -8,7 +8,7 @@ import functools
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
@@ -154,7 +154,7 @@ class EngineAnswer(Response):
         """Do the work, unless the client leaves or the shutdown's time is over before."""
         working = asyncio.ensure_future(work)
         leaving = asyncio.ensure_future(_until_client_leaves(receive))
-        tasks = {working, leaving}
+        tasks: set[asyncio.Future[Any]] = {working, leaving}
         try:
             done, _ = await asyncio.wait({*tasks, self._gateway.drain.over()}, return_when=asyncio.FIRST_COMPLETED)
         finally:
