@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -139,6 +140,16 @@ def find_own(model: str) -> Path | None:
     """Finds the compressor that lies in the folder of a model, where `merge` writes it."""
     folder = Path(model) / OWN
     return folder if (folder / DESCRIPTION).is_file() else None
+
+
+def open_to_readers(folder: Path) -> None:
+    """Gives every file below a compressor's folder the mode of its description: safetensors lets its owner alone read.
+
+    Who serves is often another user than who trained.
+    """
+    for file in folder.rglob("*"):
+        if file.is_file():
+            shutil.copymode(folder / DESCRIPTION, file)
 
 
 def no_compressor(folder: Path, error: object) -> ValueError:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from safetensors.torch import save_file
 
 from lychee_sgl.compressor.fingerprint import weights_of_model
-from lychee_sgl.compressor.folder import DESCRIPTION, OWN, READER, SCHEMA, WEIGHTS, Base, describe
+from lychee_sgl.compressor.folder import DESCRIPTION, OWN, READER, SCHEMA, WEIGHTS, Base, describe, open_to_readers
 from lychee_sgl.compressor.model import PARTS, load_base, load_compressor
 from lychee_sgl.heads.checks import write_text
 from lychee_sgl.models.manifest import MANIFEST_NAME
@@ -85,6 +85,9 @@ def merge(
         shape = replace(compressor.shape, rank=rank)
         told = {"schema": SCHEMA, "version": 1, "shape": asdict(shape), "base": asdict(base)}
         write_text(own / DESCRIPTION, json.dumps(told, indent=1) + "\n")
+        open_to_readers(own)
+        for file in part.glob("*.safetensors"):
+            shutil.copymode(own / DESCRIPTION, file)
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -27,7 +27,15 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from lychee_sgl.compressor.fingerprint import weights_of_model
-from lychee_sgl.compressor.folder import READER, SCHEMA, Base, check_base, no_compressor, read_description
+from lychee_sgl.compressor.folder import (
+    READER,
+    SCHEMA,
+    Base,
+    check_base,
+    no_compressor,
+    open_to_readers,
+    read_description,
+)
 from lychee_sgl.compressor.settings import CompressorShape
 from lychee_sgl.heads.checks import write_text
 
@@ -217,6 +225,7 @@ class Compressor(nn.Module):
         save_file(parts, folder / "compressor.safetensors")
         told = {"schema": SCHEMA, "version": 1, "shape": asdict(self.shape), "base": asdict(self.base)}
         write_text(folder / "compressor.json", json.dumps(told, indent=1) + "\n")
+        open_to_readers(folder)
 
     def backbone(self) -> Any:
         """The transformer without its head; the adapters are inside it."""

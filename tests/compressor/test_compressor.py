@@ -124,7 +124,9 @@ def test_it_comes_back_from_disk_as_it_was(compressor: Compressor, tokenizer: An
         assert torch.equal(again(tokens(16), 4), compressor(tokens(16), 4))
     assert again.shape == compressor.shape
     assert set(again.trained()) == set(compressor.trained())
-    names = {path.name for path in (tmp_path / "made").iterdir()}
+    files = [*(tmp_path / "made").iterdir()]
+    names = {path.name for path in files}
+    assert len({path.stat().st_mode for path in files}) == 1  # who may read one may read all
     assert names == {"adapter_config.json", "adapter_model.safetensors", "compressor.json", "compressor.safetensors"}
     with pytest.raises(ValueError, match="the compressor is for"):
         load_compressor(tmp_path / "made", drawn_model(tokenizer, layers=3))

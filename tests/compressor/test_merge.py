@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 import threading
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,9 @@ def test_the_merged_model_says_and_compresses_what_reader_and_compressor_did(
             getattr(on_merged, name).copy_(getattr(trained, name))
     assert not torch.allclose(blocks, on_merged.compress(TOKENS, 4), rtol=1e-2, atol=1e-3)
     assert AutoTokenizer.from_pretrained(str(out)).encode("the wind") == tokenizer.encode("the wind")
+    assert {stat.S_IMODE(file.stat().st_mode) for file in out.rglob("*") if file.is_file()} == {
+        stat.S_IMODE((out / "config.json").stat().st_mode)
+    }
     assert (out / "config.json").read_bytes() == (folder / "config.json").read_bytes()
 
 
