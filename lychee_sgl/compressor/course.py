@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from abc import ABC, abstractmethod
@@ -176,6 +177,15 @@ class Course(ABC, Generic[S, R]):
         for group in self._adam.param_groups:
             group["lr"] = self.settings.rate * self.settings.factor(self.step)
         self._adam.step()
+
+
+def is_complete(record: Path) -> bool:
+    """Whether the record of a training says that there is nothing left to go on with."""
+    try:
+        told = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(told, dict) and told.get("complete") is True
 
 
 def planned(path: Path, key: str) -> Any:

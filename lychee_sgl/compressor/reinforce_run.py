@@ -9,6 +9,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
 from lychee_sgl.compressor.corpus import PACKAGES, held_out_text, training_text
+from lychee_sgl.compressor.course import is_complete
 from lychee_sgl.compressor.data import HELD_OUT_FACTS, HELD_OUT_NAMES, Samples
 from lychee_sgl.compressor.documents import Documents
 from lychee_sgl.compressor.folder import READER
@@ -102,6 +103,9 @@ def reinforce(
     """
     began, state = time.monotonic(), job.out / STATE
     _check(job, state)
+    if job.resume and not state.exists() and is_complete(job.out / RECORD):
+        say(f"{job.out} is complete; without --resume it begins anew")
+        return True
     job.out.mkdir(parents=True, exist_ok=True)
     until = None if job.minutes is None else began + 60 * job.minutes
     compressor, start = _start(job)

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer
 
 from lychee_sgl.compressor.corpus import held_out_text, training_text
-from lychee_sgl.compressor.course import TrainingError, planned
+from lychee_sgl.compressor.course import TrainingError, is_complete, planned
 from lychee_sgl.compressor.data import Samples
 from lychee_sgl.compressor.evaluate import evaluate, held_out_samples
 from lychee_sgl.compressor.folder import READER
@@ -103,6 +103,9 @@ def train(
         raise ValueError(f"{state} holds an unfinished training; go on with --resume, or remove it")
     if job.fit and job.minutes is None:
         raise ValueError("steps are to fit, without minutes to fit into; allowed: a number of minutes, or of steps")
+    if job.resume and not state.exists() and is_complete(job.out / RECORD):
+        say(f"{job.out} is complete; without --resume it begins anew")
+        return True
     job.out.mkdir(parents=True, exist_ok=True)
     device = chosen_device(job.device)
     base = base_on(job.model, device)

@@ -377,6 +377,8 @@ def test_from_a_compressor_to_a_judged_policy(folder: Path, tokenizer: Any, tmp_
     ended = CliRunner().invoke(app, [*asked, "--steps", "2", "--resume"])
     assert ended.exit_code == 0, ended.output
     assert "step 2 of 2: ratio 4, total 0." in ended.output
+    ended = CliRunner().invoke(app, [*asked, "--steps", "2", "--resume"])
+    assert (ended.exit_code, "is complete; without --resume" in ended.output) == (0, True)
     record = json.loads((out / "reinforcement.json").read_text())
     assert (record["complete"], record["steps_done"], len(record["history"])) == (True, 2, 2)
     assert record["before"]["4"]["all"] == [0.0, 0.0, 0.4899, 4]

@@ -218,6 +218,10 @@ def test_from_a_folder_to_an_evaluated_compressor(folder: Path, tmp_path: Path) 
     assert "holds an unfinished training; go on with --resume" in ended.output
     ended = CliRunner().invoke(app, [*asked, "--steps", "4", "--resume"])
     assert ended.exit_code == 0, ended.output
+    weights = (out / "compressor.safetensors").stat().st_mtime_ns
+    ended = CliRunner().invoke(app, [*asked, "--steps", "4", "--resume"])  # a script that goes on until it is done
+    assert (ended.exit_code, "is complete; without --resume" in ended.output) == (0, True)
+    assert (out / "compressor.safetensors").stat().st_mtime_ns == weights
     record = json.loads((out / "training.json").read_text())
     assert (record["complete"], record["steps_done"], len(record["history"])) == (True, 4, 4)
     assert not (out / "training.checkpoint").exists()
