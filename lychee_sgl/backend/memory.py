@@ -158,13 +158,15 @@ class _Answer:
         self._request, self._chat = request, chat
         chunk, notes = fit(asked, manager.model_config.context_len)
         gate = asked.chosen_gate(room.config.memory_gate)
-        self._settings = ReadSettings(chunk=chunk, working_memory=notes, ahead=room.ahead, gate=gate, ratio=ratio)
         self._params = MemoryRequest.strip(request.custom_params)
         self._rid = request.rid if isinstance(request.rid, str) else uuid.uuid4().hex
         try:
             extra_key = serving._compute_extra_key(request)
         except TypeError as error:
             raise Refused(str(error), "cache_salt") from error
+        self._settings = ReadSettings(
+            chunk=chunk, working_memory=notes, ahead=room.ahead, gate=gate, ratio=ratio, salt=extra_key
+        )
         lora = serving._resolve_lora_path(request.model, request.lora_path)
         self._model = EngineModel(
             manager,

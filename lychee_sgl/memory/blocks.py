@@ -77,8 +77,13 @@ class BlockBank:
         """The compressor's."""
         return self._compressor.identity
 
-    async def get(self, block: Block, ratio: int) -> tuple[Compressed, bool]:
+    async def get(self, block: Block, ratio: int, salt: str | None = None) -> tuple[Compressed, bool]:
         """Gives a block compressed, and whether that had to be done now.
+
+        Args:
+            block: of a document.
+            ratio: tokens that an embedding stands for.
+            salt: who has another does not learn, by time or account, that this block was here.
 
         Raises:
             ModelFailed: it may work another time.
@@ -88,7 +93,7 @@ class BlockBank:
         if not whole:
             return Compressed(vectors=b"", count=0, rest=rest, digest=sha256().digest()), False
         count = whole // ratio
-        key = key_of("block", VERSION, self._compressor.identity, ratio, block.digest)
+        key = key_of("block", VERSION, self._compressor.identity, ratio, block.digest, *([salt] if salt else []))
         vectors = await self._find(key, count)
         made = False
         if vectors is None:

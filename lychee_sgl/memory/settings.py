@@ -40,6 +40,7 @@ class ReadSettings:
         keep: score from which a passage becomes a note.
         attempts: calls of a step until it has failed.
         ratio: tokens that an embedding stands for; None: blocks are read as text.
+        salt: compressed blocks are shared with requests of the same one alone, as the engine's cache is.
     """
 
     chunk: int = CHUNK
@@ -51,6 +52,7 @@ class ReadSettings:
     keep: float = KEEP
     attempts: int = 3
     ratio: int | None = None
+    salt: str | None = None
 
     @property
     def most_block_tokens(self) -> int:

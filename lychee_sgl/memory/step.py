@@ -114,7 +114,7 @@ class Asker:
         """
         if self.settings.ratio is None or self.blocks is None:
             return block.tokens
-        compressed, made = await self.blocks.get(block, self.settings.ratio)
+        compressed, made = await self.blocks.get(block, self.settings.ratio, self.settings.salt)
         self.report.compressed_blocks += made
         return compressed
 

@@ -110,12 +110,13 @@ async def test_a_second_question_has_the_same_keys_and_compresses_nothing(packed
     assert {obj.extra_key for obj in packed.asked} == first
 
 
-async def test_a_tenant_shares_the_vectors_and_not_the_cache(packed: Packed, packing: Packing) -> None:
+async def test_a_tenant_shares_nothing_and_does_not_learn_what_others_read(packed: Packed, packing: Packing) -> None:
+    """Blocks used to be shared: an account of none compressed said that somebody had read them."""
     await ask(packed, custom_params=WANTED)
     first = {obj.extra_key for obj in packed.asked}
     packed.asked.clear()
     body = await body_of(await ask(packed, custom_params=WANTED, cache_salt="mine"))
-    assert (body["lychee"]["memory"]["compressed_blocks"], body["lychee"]["memory"]["banked_steps"]) == (0, 0)
+    assert (body["lychee"]["memory"]["compressed_blocks"], body["lychee"]["memory"]["banked_steps"]) == (4, 0)
     assert first.isdisjoint(obj.extra_key for obj in packed.asked)
     assert all(obj.extra_key.startswith("mine") for obj in packed.asked)
 
