@@ -12,13 +12,13 @@ export function roundAbove(value) {
   return [1, 2, 5, 10].map((factor) => factor * power).find((candidate) => candidate >= value * (1 - 1e-9));
 }
 
-/** One chart. `series` are `{name, of(point), kind}`; `words` writes a value; `top` fixes the upper end of the scale. */
+/** One chart. `series` are `{name, of(point), kind}`; `words` writes a value; `top` fixes the upper end of the scale; `whole`: values are whole numbers. */
 export class Chart {
   #points = [];
   #shown = null;
 
-  constructor(parent, { title, series, words, top = null }) {
-    Object.assign(this, { title, series, words, top });
+  constructor(parent, { title, series, words, top = null, whole = false }) {
+    Object.assign(this, { title, series, words, top, whole });
     this.node = element("section", { class: "chart" });
     const heading = element("h3");
     heading.textContent = title;
@@ -59,7 +59,9 @@ export class Chart {
     for (const share of [0, 0.5, 1]) {
       const y = this.#y(share * this.limit);
       parts.push(svg("line", { class: "grid", x1: BOX.left, x2: right, y1: y, y2: y }));
-      if (!this.empty || this.top) parts.push(text(right + 5, y + 3.5, this.words(share * this.limit)));
+      const value = share * this.limit;
+      if ((this.empty && !this.top) || (this.whole && !Number.isInteger(value))) continue;
+      parts.push(text(right + 5, y + 3.5, this.words(value).replace(/\.0(?!\d)/, "")));
     }
     const below = BOX.height - 5;
     parts.push(text(BOX.left, below, `−${this.seconds / 60} min`), text(right, below, "now", "end"));

@@ -80,6 +80,7 @@ const CHARTS = [
   },
   {
     title: "Requests",
+    whole: true,
     words: (value) => String(Number(value.toFixed(1))),
     series: [
       { name: "in flight", kind: "one", of: (point) => point.inFlight },

@@ -37,7 +37,7 @@ class Page {
     this.source = new Source(form, (tokens) => this.budget.contextIs(tokens));
     this.panes = {
       dense: new Pane(at("panes"), "dense", "every head reads everything"),
-      sparse: new Pane(at("panes"), "sparse", "sparse heads read what the budget allows"),
+      sparse: new Pane(at("panes"), "sparse", "sparse heads read a budget"),
     };
     this.engine = new Engine(at("engine"), at("engine-words"), (facts) => {
       this.budget.configure(facts);
@@ -224,6 +224,7 @@ class Page {
   #refuse(text, input) {
     at("notice").textContent = text;
     at("notice").hidden = false;
+    at("notice").scrollIntoView({ block: "nearest" }); // on a phone it is below the form
     if (!input) return;
     input.setAttribute("aria-invalid", "true");
     const details = input.closest("details");

@@ -80,7 +80,8 @@ export class Pane {
     }
     if (summary.recall === null) {
       const dense = summary.attended_fraction === 1;
-      this.#figure("recall", dense ? "all of it, nothing left out" : "not audited: too few steps");
+      this.#figure("recall", dense ? "all of it" : "not audited: too few steps");
+      if (dense) this.part("[data-bar=recall]").setAttribute("width", "100");
     }
   }
 

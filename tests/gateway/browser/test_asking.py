@@ -64,6 +64,8 @@ def test_both_panes_fill_and_are_compared(tab, engine, gates):
         assert milliseconds(tab, pane, "first") >= 40
         assert milliseconds(tab, pane, "token") > 0
     expect(figure(tab, "dense", "attended")).to_have_text("100\u00a0%")
+    expect(figure(tab, "dense", "recall")).to_have_text("all of it")
+    expect(tab.locator("#dense [data-bar=recall]")).to_have_attribute("width", "100")
     expect(figure(tab, "sparse", "attended")).to_have_text("25.0\u00a0%")
     expect(figure(tab, "sparse", "recall")).to_have_text("97.1\u00a0%")
     expect(figure(tab, "dense", "budget")).to_have_text("dense")

@@ -45,6 +45,15 @@ def test_a_wrong_field_is_named_before_anything_is_computed(tab, engine, label, 
     expect(tab.locator("[aria-invalid]")).to_have_count(0)
 
 
+def test_on_a_phone_a_refusal_comes_into_view(open_tab, gateway, engine):
+    tab = open_tab(gateway, viewport={"width": 390, "height": 844})
+    write(tab)
+    tab.get_by_label("Budget in tokens").fill("99999")
+    tab.get_by_role("button", name="Ask both").click()
+    expect(tab.get_by_role("alert")).to_be_in_viewport(ratio=1)
+    expect(tab.get_by_role("button", name="Stop the dense answer")).to_have_count(0)  # nothing runs
+
+
 def test_a_busy_engine_says_when_to_try_again(tab, engine):
     engine.script.status = 503
     engine.script.answer = {"message": "the queue is full", "type": "x", "code": 503}
