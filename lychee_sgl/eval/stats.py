@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from scipy import stats
 
+from lychee_sgl.heads.evaluate.scores import Z95, wilson
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Z95: Final = 1.959963984540054
 RESAMPLES: Final = 4000
 SEED: Final = 20250101
 
@@ -48,8 +49,7 @@ def share(scores: Sequence[float]) -> Estimate:
     if not scores or not is_binary(scores):
         raise ValueError("scores: allowed are zeros and ones, at least one")
     right = round(sum(scores))
-    found = stats.binomtest(right, len(scores)).proportion_ci(0.95, "wilson")
-    return Estimate(right / len(scores), float(found.low), float(found.high))
+    return Estimate(right / len(scores), *wilson(right, len(scores)))
 
 
 def is_binary(scores: Sequence[float]) -> bool:
