@@ -5,8 +5,7 @@ import importlib.util
 import json
 import shlex
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Final, NoReturn
@@ -16,15 +15,16 @@ from rich.console import Console
 
 from lychee_sgl import __version__
 from lychee_sgl.config import ConfigError
+from lychee_sgl.terminal import one_line_errors, run
 
 # Commands of other rooms: the module with a typer application called `app`, and what it is for.
 ROOMS: Final = {
     "heads": ("lychee_sgl.heads.cli", "Show, check, calibrate and train head plans."),
     "rewards": ("lychee_sgl.rewards.cli", "Gated rewards: the collapse experiment, and the sandbox of test runs."),
-    "memory": ("lychee_sgl.memory.cli", "Make and measure the gate of documents that are read block by block."),
+    "memory": ("lychee_sgl.memory.cli", "Train and measure the gate for documents that are read block by block."),
     "compressor": ("lychee_sgl.compressor.cli", "Train and evaluate a compressor of long texts."),
     "demo": ("lychee_sgl.demo.cli", "Find a needle in a long text, sparse and dense."),
-    "bench": ("lychee_sgl.bench.cli", "Measure speed against stock SGLang on this machine."),
+    "bench": ("lychee_sgl.bench.cli", "Measure speed, the gateway, held recall, long documents."),
     "eval": ("lychee_sgl.eval.cli", "Measure quality: RULER, needles, long traces and your own files."),
     "plan-capacity": ("lychee_sgl.capacity.cli", "Say which model, context, batch and budget fit which GPUs."),
     "calibrate": ("lychee_sgl.bench.calibrate", "Measure an engine's time per token against budget, context, batch."),
@@ -38,19 +38,11 @@ app = typer.Typer(
 )
 
 
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Turn what an operator can mend into a message and exit status 1, Ctrl-C into 130."""
+def _one_line_errors() -> AbstractContextManager[None]:
     from lychee_sgl.models.embedded import ModelUnavailable
     from lychee_sgl.serve.supervisor import StartFailed
 
-    try:
-        yield
-    except (ConfigError, ModelUnavailable, StartFailed, OSError) as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+    return one_line_errors(ModelUnavailable, StartFailed)
 
 
 def _version(wanted: bool) -> None:
@@ -107,7 +99,7 @@ def serve(
 ) -> None:
     """Start the engine and the gateway, watch them, and stop both on Ctrl-C."""
     from lychee_sgl.serve.config import ServeConfig
-    from lychee_sgl.serve.launch import serve as run
+    from lychee_sgl.serve.launch import serve as start
 
     with _one_line_errors():
         signal.signal(signal.SIGTERM, _terminated)  # until the supervisor takes over
@@ -125,7 +117,7 @@ def serve(
             engine_args=tuple(word for argument in engine_arg or [] for word in _words(argument)),
             start_timeout=start_timeout,
         )
-        run(config, Console(), verbose=verbose)
+        start(config, Console(), verbose=verbose)
 
 
 @app.command()
@@ -200,7 +192,7 @@ def _mount(name: str, module: str, summary: str) -> None:
     """Add a room's own application as a command that is imported when it is called, help included."""
 
     def delegate(ctx: typer.Context) -> None:
-        importlib.import_module(module).app(args=list(ctx.args), prog_name=f"lychee-sgl {name}")
+        run(importlib.import_module(module).app, ctx.args, f"lychee-sgl {name}")
 
     settings = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command(name, help=summary, add_help_option=False, context_settings=settings)(delegate)
@@ -228,4 +220,4 @@ for _name, (_module, _summary) in ROOMS.items():
 
 def main() -> None:
     """Entry point of the script `lychee-sgl`."""
-    app()
+    run(app)

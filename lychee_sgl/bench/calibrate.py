@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lychee_sgl.bench import curve, machine
+from lychee_sgl.terminal import MENDABLE, complain, web_address, writable
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
@@ -50,10 +51,12 @@ def calibrate(
     """
     console = Console(stderr=True)
     try:
+        web_address(url)
+        writable(out)
         asked = _Asked(url, out, (budgets, contexts, batches), rounds, device, api_key, fresh)
         record = asyncio.run(_run(asked, console))
-    except curve.CalibrationError as error:
-        console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+    except (*MENDABLE, curve.CalibrationError) as error:
+        complain(str(error))
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         console.print(f"interrupted; what was measured is in {out}", markup=False, highlight=False)
@@ -127,7 +130,7 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
     except ValueError:
         found = ()
     if not found or found[0] < 1:
-        raise curve.CalibrationError(f"{option} is {text!r}, allowed: whole numbers from 1, with commas")
+        raise curve.CalibrationError(f"{option} is {text!r}; allowed: whole numbers from 1, with commas")
     return found
 
 

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 from rich.console import Console
@@ -14,14 +14,18 @@ from rich.table import Table
 
 from lychee_sgl.bench.gateway_cli import gateway, router
 from lychee_sgl.bench.memory_cli import memory
+from lychee_sgl.terminal import one_line_errors, web_address, writable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from lychee_sgl.bench.gpu import Case
+
+LONGEST_CONTEXT: Final = 8000  # tokens; the embedded model's window is little more
 Number = TypeVar("Number", int, float)
 
 app = typer.Typer(
-    help="Measure speed against stock SGLang, and how well a recall is held.",
+    help="Measure speed against stock SGLang, the gateway and the router, held recall, long documents.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -32,7 +36,7 @@ app.command()(memory)
 
 @app.callback()
 def _main() -> None:
-    """Measure speed against stock SGLang, and how well a recall is held."""
+    """Measure speed against stock SGLang, the gateway and the router, held recall, long documents."""
 
 
 def _write(out: Path, record: dict[str, Any]) -> None:
@@ -48,14 +52,12 @@ def start(
     """Seconds from `lychee-sgl serve` to the first answer, and the memory of all processes after a long one."""
     from lychee_sgl.bench import start as bench
 
-    console = Console(stderr=True)
-    try:
+    with one_line_errors(bench.StartError):
+        writable(out, folder_is_made=True)
+        console = Console(stderr=True)
         with tempfile.TemporaryDirectory() as state, console.status("") as status:
             record = bench.run(Path(state), status.update, fresh=fresh)
-    except bench.StartError as error:
-        console.print(f"error: {error}", markup=False)
-        raise typer.Exit(1) from error
-    _write(out, record)
+        _write(out, record)
     Console().print(
         f"ready after {record['ready_seconds']:.0f} s, first answer after {record['first_answer_seconds']:.0f} s, "
         f"all processes together {record['pss_gib_after_long']:.1f} GiB",
@@ -73,24 +75,17 @@ def cpu(
     from lychee_sgl.bench import cpu as bench
     from lychee_sgl.serve.supervisor import StartFailed
 
-    console = Console(stderr=True)
-    try:
-        lengths = tuple(sorted(int(word) for word in contexts.split(",")))
-    except ValueError:
-        console.print(f"error: --contexts is {contexts!r}, allowed: whole numbers with commas", markup=False)
-        raise typer.Exit(2) from None
-    if not all(bench.NEW_PROMPT_TOKENS < n <= 8000 for n in lengths):
-        console.print(
-            f"error: --contexts is {contexts!r}, allowed: {bench.NEW_PROMPT_TOKENS + 1} to 8000", markup=False
-        )
-        raise typer.Exit(2)
-    try:
+    with one_line_errors(StartFailed, bench.GateError):
+        writable(out, folder_is_made=True)
+        lengths = _numbers("--contexts", contexts, int)
+        if not all(bench.NEW_PROMPT_TOKENS < n <= LONGEST_CONTEXT for n in lengths):
+            raise ValueError(
+                f"--contexts is {contexts!r}; allowed: {bench.NEW_PROMPT_TOKENS + 1} to {LONGEST_CONTEXT}, with commas"
+            )
+        console = Console(stderr=True)
         with tempfile.TemporaryDirectory() as state, console.status("") as status:
             record = bench.run(Path(state), rounds, lengths, status.update)
-    except (StartFailed, bench.GateError) as error:
-        console.print(f"error: {error}", markup=False)
-        raise typer.Exit(1) from error
-    _write(out, record)
+        _write(out, record)
     table = Table(title="stock over lychee: how many times faster")
     for column in ("context", "per token, dense", "per token, 1024", "per token, 512", "first token after a hit"):
         table.add_column(column, justify="right")
@@ -129,10 +124,14 @@ def recall(
     from lychee_sgl.serve.supervisor import StartFailed
 
     console = Console(stderr=True)
-    if importlib.util.find_spec("matplotlib") is None:  # before an hour of measuring, not after it
-        console.print("error: the plot needs matplotlib, which comes with the extra `train`", markup=False)
-        raise typer.Exit(1)
-    try:
+    picture = plot or out.with_suffix(".png")
+    with one_line_errors(bench.RecallError, StartFailed):
+        if importlib.util.find_spec("matplotlib") is None:  # before an hour of measuring, not after it
+            raise ValueError("the plot needs matplotlib, which comes with the extra `train`")
+        writable(out, folder_is_made=True)
+        writable(picture, "--plot", folder_is_made=plot is None)
+        if engine_url is not None:
+            web_address(engine_url, "--engine-url")
         lengths = _numbers("--tokens", tokens, int)
         plan = bench.Plan(
             documents=documents,
@@ -156,12 +155,9 @@ def recall(
                 at_once=at_once,
                 say=lambda done, total: status.update(f"{done} of {total} answers"),
             )
-    except (bench.RecallError, StartFailed, ValueError) as error:
-        console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
-    record = {**record, **describe()}
-    _write(out, record)
-    draw(record, plot or out.with_suffix(".png"))
+        record = {**record, **describe()}
+        _write(out, record)
+        draw(record, picture)
     table = Table(title="recall held, when settled")
     for column in ("asked", "reached", "worst answer", "attended", "fixed budget with the same worst case"):
         table.add_column(column, justify="right")
@@ -178,7 +174,8 @@ def _numbers(option: str, text: str, kind: Callable[[str], Number]) -> tuple[Num
     try:
         return tuple(sorted({kind(word) for word in text.split(",")}))
     except ValueError:
-        raise ValueError(f"{option} is {text!r}, allowed: numbers with commas") from None
+        kinds = "whole numbers" if kind is int else "numbers"
+        raise ValueError(f"{option} is {text!r}; allowed: {kinds}, with commas") from None
 
 
 @app.command()
@@ -190,8 +187,8 @@ def gpu(
     cases: Annotated[str, typer.Option(help="Batches: CONTEXTxROWS or CONTEXT:BUDGET+..., with commas.")] = "131072x1",
     flashinfer: Annotated[str, typer.Option(help="Batches for a stock engine with FlashInfer.")] = "",
     triton: Annotated[str, typer.Option(help="Batches for a stock engine with its Triton backend.")] = "",
-    retrieval_heads: Annotated[int, typer.Option(help="Retrieval heads, layer 0's among them.")] = 32,
-    budget: Annotated[int, typer.Option(help="Budget of rows that name none.")] = 4096,
+    retrieval_heads: Annotated[int, typer.Option(min=1, help="Retrieval heads, layer 0's among them.")] = 32,
+    budget: Annotated[int, typer.Option(min=1, help="Budget of rows that name none.")] = 4096,
     repeats: Annotated[int, typer.Option(min=1, help="How often each batch is timed.")] = 3,
     engine_args: Annotated[
         str, typer.Option(help='Further arguments of SGLang, like "--kv-cache-dtype fp8_e4m3 --page-size 16".')
@@ -210,26 +207,32 @@ def gpu(
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure everything again.")] = False,
 ) -> None:
     """Time per token inside SGLang on GPUs: ours against FlashInfer's dense decode, with dummy weights."""
-    from lychee_sgl.bench import gpu as bench
     from lychee_sgl.bench.gpu_cli import Wanted, measure
+    from lychee_sgl.heads.shapes import read_shape
     from lychee_sgl.serve.supervisor import StartFailed
 
     console = Console(stderr=True, highlight=False)
-    try:
+    with one_line_errors(StartFailed):
+        writable(out, folder_is_made=True)
         parsed = {
-            name: {text: bench.Case.parse(text, budget) for text in texts.split(",") if text}
+            name: {text: _case(text, budget) for text in texts.split(",") if text}
             for name, texts in {"ours": cases, "flashinfer": flashinfer, "triton": triton}.items()
         }
-    except ValueError as error:
-        console.print(f"error: a batch cannot be read ({error}); they look like 131072x4", markup=False)
-        raise typer.Exit(2) from error
-    try:
+        read_shape(model)
         wanted = Wanted(
             model=model, cases=parsed.pop("ours"), stock={name: found for name, found in parsed.items() if found},
             retrieval=retrieval_heads, budget=budget, repeats=repeats, engine_args=tuple(engine_args.split()), tp=tp,
             placements=tuple(plans.split(",")), tokens=tokens, against=against, profiled=profile,
         )  # fmt: skip
         measure(wanted, out, fresh=fresh, say=lambda line: console.print(line, markup=False, soft_wrap=True))
-    except (StartFailed, ValueError, OSError) as error:
-        console.print(f"error: {error}", markup=False)
-        raise typer.Exit(1) from error
+
+
+def _case(text: str, budget: int) -> Case:
+    from lychee_sgl.bench.gpu import Case
+
+    try:
+        return Case.parse(text, budget)
+    except ValueError as error:
+        raise ValueError(
+            f"batch {text!r} ({error}); allowed: CONTEXTxROWS or CONTEXT:BUDGET+..., as 131072x4"
+        ) from error

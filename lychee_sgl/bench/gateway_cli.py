@@ -14,6 +14,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from lychee_sgl.terminal import one_line_errors, writable, writable_folder
+
 
 def gateway(
     out: Annotated[Path, typer.Option(help="Where the JSON goes.")] = Path("gateway.json"),
@@ -26,14 +28,11 @@ def gateway(
     from lychee_sgl.bench import gateway_mix
     from lychee_sgl.bench.gateway_parts import GatewayBenchError
 
-    console = Console(stderr=True)
-    try:
-        with console.status("") as status:
+    with one_line_errors(GatewayBenchError):
+        writable(out, folder_is_made=True)
+        with Console(stderr=True).status("") as status:
             record = bench.run(rounds, streams, status.update)
             mix = gateway_mix.run(requests, status.update)
-    except GatewayBenchError as error:
-        console.print(f"error: {error}", markup=False)
-        raise typer.Exit(1) from error
     record["mix"] = {key: value for key, value in mix.items() if key not in record}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(record, indent=1) + "\n")
@@ -75,18 +74,17 @@ def router(
     from lychee_sgl.serve.supervisor import StartFailed
 
     console = Console(stderr=True, log_path=False)
-    problem = _router_problem(engine, kills)
-    if problem is not None:
-        console.print(f"error: {problem}", markup=False)
-        raise typer.Exit(1)
-    try:
+    with one_line_errors(GatewayBenchError, StartFailed):
+        problem = _router_problem(engine, kills)
+        if problem is not None:
+            raise ValueError(problem)
+        writable(out, folder_is_made=True)
+        if logs is not None:
+            writable_folder(logs, "--logs")
         if engine == "echo":
             record = _echo(console, requests, at_once, kills)
         else:
             record = _real(console, requests, at_once, logs)
-    except (GatewayBenchError, StartFailed, ValueError) as error:
-        console.print(f"error: {error}", markup=False)
-        raise typer.Exit(1) from error
     record["versions"]["smg"] = version("smg")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(record, indent=1) + "\n")

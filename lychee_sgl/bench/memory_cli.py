@@ -13,6 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from lychee_sgl.terminal import one_line_errors, web_address, writable
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -22,7 +24,7 @@ def memory(
         Path, typer.Option(help="Where the JSON goes; the answers are kept beside it, as .jsonl, the plot as .png.")
     ] = Path("memory.json"),
     lengths: Annotated[str, typer.Option(help="Tokens of the documents, with commas.")] = "32000",
-    documents: Annotated[int, typer.Option(min=1, help="Of each length; each is asked three questions.")] = 4,
+    documents: Annotated[int, typer.Option(min=1, help="Documents of each length; each is asked three questions.")] = 4,
     methods: Annotated[
         str,
         typer.Option(
@@ -32,10 +34,18 @@ def memory(
     ] = "text,retrieval,truncation",
     chunk: Annotated[int, typer.Option(min=64, help="Most tokens of a block.")] = 4096,
     working_memory: Annotated[int, typer.Option(min=32, help="Most tokens of the notes.")] = 1024,
-    gate: Annotated[str | None, typer.Option(help="Of text-gate: a least gain, a gate file or a shipped gate.")] = None,
-    compressor: Annotated[Path | None, typer.Option(help="Of the engine started [default: the model's own]")] = None,
-    ratio: Annotated[int | None, typer.Option(help="Of compressed blocks [default: the engine's]")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the documents.")] = 0,
+    gate: Annotated[
+        str | None, typer.Option(help="Gate of text-gate: a least gain, a gate file or the name of a shipped gate.")
+    ] = None,
+    compressor: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a compressor, for the engine that is started [default: the model's own]"),
+    ] = None,
+    ratio: Annotated[
+        int | None,
+        typer.Option(min=2, help="Tokens that an embedding of a compressed block stands for [default: the engine's]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the documents.")] = 0,
     haystack: Annotated[Path | None, typer.Option(help="Text file or folder [default: Python's documentation]")] = None,
     engine_url: Annotated[str | None, typer.Option(help="A running engine; left out: one is started here.")] = None,
     model: Annotated[str | None, typer.Option(help="Model folder of the engine that is started.")] = None,
@@ -50,23 +60,29 @@ def memory(
     from lychee_sgl.bench.memory_report import plot, report
     from lychee_sgl.bench.memory_tasks import haystack as built_in
     from lychee_sgl.heads.haystack import file_haystack
+    from lychee_sgl.models.embedded import ModelUnavailable
+    from lychee_sgl.serve.supervisor import StartFailed
 
     console = Console()
-    wanted = tuple(word.strip() for word in methods.split(","))
-    sizes = _sizes(lengths)
-    for word in wanted:
-        if word not in room.METHODS:
-            raise typer.BadParameter(f"{word!r}; allowed: {', '.join(room.METHODS)}", param_hint="--methods")
-    _check_gate(gate, wanted, engine_url)
-    if engine_url is not None and compressor is not None:
-        raise typer.BadParameter("a running engine has its own (LYCHEE_COMPRESSOR)", param_hint="--compressor")
-    try:
+    with one_line_errors(room.MemoryBenchError, httpx.HTTPError, StartFailed, ModelUnavailable):
+        writable(out)
+        if engine_url is not None:
+            web_address(engine_url, "--engine-url")
+        wanted = tuple(word.strip() for word in methods.split(","))
+        sizes = _sizes(lengths)
+        for word in wanted:
+            if word not in room.METHODS:
+                raise ValueError(f"--methods has {word!r}; allowed: {', '.join(room.METHODS)}")
+        _check_gate(gate, wanted, engine_url)
+        if engine_url is not None and compressor is not None:
+            raise ValueError("--compressor is for an engine that is started; a running one has LYCHEE_COMPRESSOR")
+        given = None if haystack is None else file_haystack(haystack)
         with _engine(engine_url, model, engine_arg or [], gate, compressor, accelerator=accelerator) as address:
             name, own_gate = room.served(address)
             if own_gate is None and "text-gate" in wanted:
                 raise room.MemoryBenchError(f"{address} has no gate (LYCHEE_MEMORY_GATE)")
             compressing = room.served_compressor(address, ratio) if "compressed" in wanted else (None, None)
-            text = built_in() if haystack is None else file_haystack(haystack)
+            text = built_in() if given is None else given
             plan = room.Plan(
                 lengths=sizes,
                 documents=documents,
@@ -89,9 +105,6 @@ def memory(
                     lambda line: console.print(line, highlight=False, markup=False),
                     chars=chars,
                 )
-    except (room.MemoryBenchError, httpx.HTTPError) as error:
-        console.print(f"error: {error}", highlight=False, markup=False)
-        raise typer.Exit(1) from error
     records = report(answers.rows)
     about = {"device": device_name(accelerator=accelerator), "plan": asdict(plan), "chars_per_token": chars}
     out.write_text(json.dumps({"kind": "memory", **describe(), **about, "cells": records}, indent=1) + "\n")
@@ -106,7 +119,7 @@ def _sizes(lengths: str) -> tuple[int, ...]:
     except ValueError:
         sizes = ()
     if not sizes or min(sizes) < 1000:
-        raise typer.BadParameter(f"{lengths!r}; allowed: whole numbers from 1000, with commas", param_hint="--lengths")
+        raise ValueError(f"--lengths is {lengths!r}; allowed: whole numbers from 1000, with commas")
     return sizes
 
 
@@ -114,14 +127,14 @@ def _check_gate(gate: str | None, methods: Sequence[str], url: str | None) -> No
     from lychee_sgl.memory.gate import GateError, load
 
     if url is not None and gate is not None:
-        raise typer.BadParameter("a running engine has its own (LYCHEE_MEMORY_GATE)", param_hint="--gate")
+        raise ValueError("--gate is for an engine that is started; a running one has LYCHEE_MEMORY_GATE")
     if url is None and (gate is None) is ("text-gate" in methods):
-        raise typer.BadParameter("allowed: with text-gate among --methods, and only then", param_hint="--gate")
+        raise ValueError(f"--gate is {gate}; allowed: a gate with text-gate among --methods, and only then")
     try:
         if gate is not None:
             load(gate)
     except GateError as error:
-        raise typer.BadParameter(str(error), param_hint="--gate") from error
+        raise ValueError(f"--gate: {error}") from error
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+LEAST_TOKENS = 64
 READY_SECONDS = 120.0
 ANSWER_SECONDS = 1800.0
 TASKS = (None, "Summarise the text above in three sentences.", "List five terms that the text explains.")
@@ -64,6 +65,23 @@ class Plan:
     every: int
     warm_up: int
     seed: int
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured.
+
+        Raises:
+            ValueError: a length, a recall or a budget is out of range.
+        """
+        if not LEAST_TOKENS <= self.shortest < self.longest:
+            raise ValueError(
+                f"tokens is {self.shortest},{self.longest}; allowed: two different numbers from {LEAST_TOKENS}"
+            )
+        for recall in self.recalls:
+            if not 0.5 <= recall <= 0.999:
+                raise ValueError(f"recalls has {recall}; allowed: 0.5 to 0.999")
+        for budget in self.budgets:
+            if budget < 1:
+                raise ValueError(f"budgets has {budget}; allowed: 1 and more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,29 +131,34 @@ class Journal:
     def __init__(self, path: Path, plan: Plan) -> None:
         self._path = path
         self._head = {"plan": json.loads(json.dumps(asdict(plan)))}
+        self._begun = False
         self.answers: list[Answer] = []
 
     def open(self, *, fresh: bool) -> None:
-        """Read what is there and begin to write.
+        """Read what is there. It is written anew with the first answer, not before: an engine may not be there.
 
         Raises:
             RecallError: it is another measurement's.
         """
-        lines = self._path.read_text().splitlines() if self._path.exists() and not fresh else []
-        if lines and json.loads(lines[0]) != self._head:
+        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() and not fresh else []
+        if lines and lines[0] != json.dumps(self._head):
             raise RecallError(f"{self._path} belongs to other settings; --fresh begins anew")
         kept = [Answer(**json.loads(line)) for line in lines[1:] if line.endswith("}")]
         self.answers = [answer for answer in kept if answer.recall_asked is None]
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("w") as file:
-            for row in (self._head, *map(asdict, self.answers)):
-                file.write(json.dumps(row) + "\n")
 
     def add(self, answer: Answer) -> None:
         """Keep an answer."""
         self.answers.append(answer)
-        with self._path.open("a") as file:
-            file.write(json.dumps(asdict(answer)) + "\n")
+        if self._begun:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(answer)) + "\n")
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        anew = self._path.with_name(f"{self._path.name}.new")
+        rows = (self._head, *map(asdict, self.answers))
+        anew.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        anew.replace(self._path)
+        self._begun = True
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from lychee_sgl.capacity.plan import FRACTION, Capacity, Heads, capacity
 from lychee_sgl.capacity.sizes import GIB, GPUS, MODELS, Gpu, ModelSizes
 from lychee_sgl.heads.plan import HeadPlan
 from lychee_sgl.heads.ranks import check_plan, rank_heads
+from lychee_sgl.terminal import MENDABLE, complain
 
 CONTEXTS: Final = (32_768, 131_072)
 COUNTS: Final = (1, 2, 4)
@@ -25,6 +26,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def plan_capacity(
+    ctx: typer.Context,
     model: Annotated[
         str | None, typer.Option(help="Folder with a config.json, or a model of the table [default: show the table]")
     ] = None,
@@ -40,6 +42,7 @@ def plan_capacity(
     """Say which model, context, batch and budget fit which GPUs; computed, nothing is started."""
     try:
         if model is None:
+            _refuse_options_of_one_model(ctx)
             _show_table()
             return
         sizes = _model(model)
@@ -54,8 +57,8 @@ def plan_capacity(
             fraction=mem_fraction,
             weight_bytes=weight_bytes,
         )
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+    except MENDABLE as error:
+        complain(str(error))
         raise typer.Exit(1) from error
     if as_json:
         told = {name: getattr(found, name) for name in ("weights", "pool_tokens", "pool", "rows", "sparse_rows")}
@@ -63,6 +66,15 @@ def plan_capacity(
     else:
         _say(found, context, budget)
     raise typer.Exit(0 if found.rows else 1)
+
+
+def _refuse_options_of_one_model(ctx: typer.Context) -> None:
+    for param in ctx.command.params:
+        source = ctx.get_parameter_source(str(param.name))
+        if source is not None and source.name == "COMMANDLINE":
+            raise ValueError(
+                f"{param.opts[0]} is for one model; allowed: with --model, a folder or a name of the table"
+            )
 
 
 def heads_of(plan: HeadPlan, sizes: ModelSizes, tp: int) -> Heads:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from rich.console import Console
 
-from lychee_sgl.heads.terminal import one_line_errors, say
+from lychee_sgl.heads.terminal import say
+from lychee_sgl.terminal import one_line_errors, writable, writable_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,7 +41,7 @@ def train(
     model: Model,
     out: Annotated[Path, typer.Option(help="The compressor's folder; the state lies in it until all is done")],
     minutes: Annotated[
-        float | None, typer.Option(min=0, help="Stop after so long; without --steps, train as many as fit")
+        float | None, typer.Option(min=0, help="Stop after so long; without --steps, train as many steps as fit")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the optimiser [default: those that fit]")] = None,
     batch: Annotated[int, typer.Option(help="Windows a step")] = 30,
@@ -50,22 +51,25 @@ def train(
     ] = None,
     pilot: Annotated[int, typer.Option(min=1, help="Steps for each rate of the pilot")] = 80,
     window: Annotated[int, typer.Option(help="Tokens that are compressed together")] = 512,
-    ratio: Annotated[list[int] | None, typer.Option(help="Repeatable [default: 2, 4, 8, 16]")] = None,
-    rank: Annotated[int, typer.Option(min=1, help="Of the LoRA adapter")] = 32,
+    ratio: Annotated[
+        list[int] | None, typer.Option(help="Tokens that an embedding stands for; repeatable [default: 2, 4, 8, 16]")
+    ] = None,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the LoRA adapter")] = 32,
     reader_rank: Annotated[
-        int, typer.Option(min=0, help="Of an adapter for the reader, too; 0: it stays the model as it is")
+        int, typer.Option(min=0, help="Rank of an adapter for the reader, too; 0: the reader is the plain model")
     ] = 0,
     target: Annotated[int, typer.Option(help="Tokens of a continuation")] = 128,
     text: Annotated[list[Path] | None, typer.Option(help="Text to train on, in addition; repeatable")] = None,
     package: Annotated[
         list[str] | None, typer.Option(help="Installed package whose docstrings are read; repeatable [default: some]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of samples, ratios and first weights")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of samples, ratios and first weights")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the state stands")] = False,
     device: Device = None,
 ) -> None:
     """Train on reconstruction, continuation and questions; exit status 75: time was up, --resume goes on."""
     with one_line_errors():
+        writable_folder(out)
         from lychee_sgl.compressor.run import Job
         from lychee_sgl.compressor.run import train as run
         from lychee_sgl.compressor.settings import TrainSettings
@@ -101,31 +105,35 @@ def reinforce(
     loop: Annotated[
         bool, typer.Option("--loop", help="Read window by window with notes, not all blocks at once")
     ] = False,
-    ratio: Annotated[list[int] | None, typer.Option(help="Repeatable; a step draws one [default: 4]")] = None,
-    tasks: Annotated[int, typer.Option(help="Documents with a question, a step")] = 16,
-    group: Annotated[int, typer.Option(help="Trajectories of each")] = 8,
+    ratio: Annotated[
+        list[int] | None,
+        typer.Option(help="Tokens that an embedding stands for; repeatable, a step draws one [default: 4]"),
+    ] = None,
+    tasks: Annotated[int, typer.Option(help="Documents, each with a question, a step")] = 16,
+    group: Annotated[int, typer.Option(help="Trajectories of each document")] = 8,
     passes: Annotated[int, typer.Option(help="Updates over a step's trajectories")] = 2,
-    windows: Annotated[int, typer.Option(help="Of a document")] = 4,
+    windows: Annotated[int, typer.Option(help="Windows of a document")] = 4,
     two_hop: Annotated[float, typer.Option(help="Share of questions whose answer takes two facts")] = 0.5,
-    limit: Annotated[int, typer.Option(help="The most tokens that are said at a time")] = 16,
+    limit: Annotated[int, typer.Option(help="Most tokens of a reply")] = 16,
     gate: Annotated[float, typer.Option(help="What the outcome has to reach for lower rewards to count")] = 1.0,
     evidence: Annotated[float, typer.Option(help="Weight of this reward; the outcome's is 1")] = 0.2,
     form: Annotated[float, typer.Option(help="Weight of the reward for being brief")] = 0.05,
     rate: Annotated[float, typer.Option(help="Learning rate")] = 3e-4,
-    clip: Annotated[float, typer.Option(help="How far the likelihood ratio counts from 1")] = 0.2,
+    clip: Annotated[float, typer.Option(help="Clip the likelihood ratio at 1 plus or minus this")] = 0.2,
     kl: Annotated[float, typer.Option(help="Weight of the divergence from the start")] = 0.0,
-    reader_rank: Annotated[int, typer.Option(help="Of the reader's adapter; 0: the compressor learns alone")] = 16,
-    questions: Annotated[int, typer.Option(help="Held-out ones, before and after")] = 300,
+    reader_rank: Annotated[int, typer.Option(help="Rank of the reader's adapter; 0: the compressor learns alone")] = 16,
+    questions: Annotated[int, typer.Option(help="Held-out questions, before and after")] = 300,
     text: Annotated[list[Path] | None, typer.Option(help="Text for documents, in addition; repeatable")] = None,
     package: Annotated[
         list[str] | None, typer.Option(help="Installed package whose docstrings are read; repeatable [default: some]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of tasks, sampling and the adapter's first weights")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of tasks, sampling and the adapter's first weights")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the state stands")] = False,
     device: Device = None,
 ) -> None:
     """Train compressor and reader together on the outcome; exit status 75: time was up, --resume goes on."""
     with one_line_errors():
+        writable_folder(out)
         from lychee_sgl.compressor.corpus import PACKAGES
         from lychee_sgl.compressor.reinforce_run import ReinforceJob
         from lychee_sgl.compressor.reinforce_run import reinforce as run
@@ -162,7 +170,7 @@ def evaluate(
     compressor: Annotated[Path, typer.Option(help="Folder of a training; the record goes into it")],
     windows: Annotated[int, typer.Option(help="Windows of held-out text to reconstruct")] = 64,
     questions: Annotated[int, typer.Option(help="Questions about facts in held-out text")] = 300,
-    seed: Annotated[int, typer.Option(help="Of both")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of both")] = 0,
     reader: Annotated[
         bool, typer.Option("--reader", help="Read with the reader's adapter of a reinforcement, not the plain model")
     ] = False,
@@ -199,10 +207,15 @@ def plot(
         list[Path], typer.Argument(help="training.json of a compressor, or one or more reinforcement.json")
     ],
     png: Annotated[Path, typer.Option(help="Where the picture goes")],
-    table: Annotated[Path | None, typer.Option(help="Of reinforcements: where before and after go, as JSON")] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Where the results before and after go, as JSON (reinforcements only)")
+    ] = None,
 ) -> None:
     """Draw a training's curves, or those of reinforcements, and say what each changed."""
     with one_line_errors():
+        writable(png, "--png")
+        if table is not None:
+            writable(table, "--table")
         from lychee_sgl.compressor.picture import save_png
 
         save_png(records, png, table=table, say=say)

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from lychee_sgl.demo.errors import DemoError
+from lychee_sgl.terminal import one_line_errors, web_address, writable
 
 FILE_WIDTH: Final = 160
 
@@ -28,16 +29,15 @@ def demo(
 ) -> None:
     """Ask for one fact in the middle of a long text: dense, and with sparse heads at three budgets."""
     progress = Console(stderr=True)
-    try:
+    with one_line_errors(DemoError):
+        web_address(url)
         if json_file is not None:
+            writable(json_file, "--json", folder_is_made=True)
             json_file.parent.mkdir(parents=True, exist_ok=True)
         with progress.status("looking for a server") as status:
             found = _run(url, questions, _console(), lambda line: status.update(line))
         if json_file is not None:
             json_file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except (DemoError, OSError) as error:
-        progress.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
 
 
 def _console() -> Console:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lychee_sgl.eval.errors import EvalError
+from lychee_sgl.terminal import MENDABLE, complain, web_address, writable, writable_folder
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -40,6 +41,7 @@ class _Shown:
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console,
+            disable=not console.is_terminal,
         )  # fmt: skip
         self._task: TaskID | None = None
         self._scores: list[float] = []
@@ -72,7 +74,7 @@ class _Shown:
 
 
 def _fail(error: Exception, status: int = 1) -> typer.Exit:
-    Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+    complain(str(error))
     return typer.Exit(status)
 
 
@@ -99,7 +101,9 @@ def run(
     concurrency: Annotated[int, typer.Option(min=1, help="Samples at a time; the arms of one are asked in turn.")] = 1,
     task: Annotated[list[str] | None, typer.Option(help="Only this task; repeatable.")] = None,
     arm: Annotated[list[str] | None, typer.Option(help="Only this arm; repeatable.")] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Of each task and length, instead of the file's.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Samples of each task and length, instead of the file's.")
+    ] = None,
 ) -> None:
     """Ask every arm for every sample. Exit status 1 where records are errors; the same command asks for those again."""
     from lychee_sgl.eval.config import narrowed, read_settings
@@ -108,14 +112,16 @@ def run(
 
     where = _send_as(send_as)
     try:
+        web_address(url)
+        writable_folder(out)
         settings = narrowed(read_settings(config), tasks=task or (), arms=arm or (), samples=samples)
         target = Target(url=url, tokenizer=tokenizer, model=model, key=api_key, send_as=where, concurrency=concurrency)
         with _Shown(Console(stderr=True)) as shown:
             outcome = work(settings, target, out, shown, _facts())
-    except (EvalError, OSError) as error:
-        raise _fail(error) from error
     except ModuleNotFoundError as error:
         raise _fail(EvalError(f"{error}: pip install 'lychee-sgl[eval]'")) from error
+    except (EvalError, *MENDABLE) as error:
+        raise _fail(error) from error
     except KeyboardInterrupt:
         raise _fail(EvalError("interrupted; the same command goes on"), 130) from None
     Console().print(
@@ -170,14 +176,15 @@ def report(
 ) -> None:
     """Write report.md, results.csv, summary.json and the plots."""
     try:
+        writable_folder(out or folders[0] / "report")
         from lychee_sgl.eval.report import write_report
         from lychee_sgl.eval.summary import load
 
         paths = write_report(load(folders, baseline), out or folders[0] / "report")
-    except (EvalError, OSError) as error:
-        raise _fail(error) from error
     except ModuleNotFoundError as error:
         raise _fail(EvalError(f"{error}: pip install 'lychee-sgl[eval]'")) from error
+    except (EvalError, *MENDABLE) as error:
+        raise _fail(error) from error
     for path in paths:
         Console(soft_wrap=True).print(str(path), markup=False, highlight=False)
 
@@ -197,10 +204,11 @@ def gate(
     try:
         results = load([folder])
         if write:
+            writable(figure, "--figure")
             figure.write_text(json.dumps(make_figure(results), indent=1) + "\n", encoding="utf-8")
             return
         found = failures(results, read_figure(figure))
-    except (EvalError, OSError) as error:
+    except (EvalError, *MENDABLE) as error:
         raise _fail(error) from error
     for failure in found:
         Console(stderr=True).print(f"worse: {failure}", markup=False, highlight=False, soft_wrap=True)

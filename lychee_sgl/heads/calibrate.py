@@ -14,7 +14,7 @@ from lychee_sgl.heads.cover import greedy_cover
 from lychee_sgl.heads.gains import WEIGHTINGS, Weighting, measure_gains
 from lychee_sgl.heads.measure import LoadedModel, prefilled
 from lychee_sgl.heads.needles import needle_prompts
-from lychee_sgl.heads.plan import HeadPlan, PlanDefaults
+from lychee_sgl.heads.plan import HeadPlan, ModelShape, PlanDefaults
 from lychee_sgl.heads.ranks import check_tp
 
 if TYPE_CHECKING:
@@ -48,13 +48,16 @@ class Settings:
     recent: int = 256
     tp: int = 1
 
-    def check(self, loaded: LoadedModel) -> None:
+    def check(self, shape: ModelShape, window: int | None = None) -> None:
         """Refuse what cannot be done with this model.
+
+        Args:
+            shape: of the model.
+            window: its longest context, where that is known.
 
         Raises:
             ValueError: a setting is out of range; the message names it, its value and what is allowed.
         """
-        shape = loaded.shape
         check_tp(shape, self.tp)
         least, most = shape.num_key_value_heads, shape.num_hidden_layers * shape.num_key_value_heads
         if not least <= self.retrieval <= most:
@@ -65,7 +68,6 @@ class Settings:
         for name, value, low in least_of:
             if value < low:
                 raise ValueError(f"{name} is {value}; allowed: {low} or more")
-        window = getattr(loaded.model.config, "max_position_embeddings", None)
         if window is not None and self.context + 256 > window:  # 256: question, chat template and answer
             raise ValueError(f"context is {self.context}; allowed: up to {window - 256} for {shape.name}")
         if self.weighting not in WEIGHTINGS:
@@ -136,7 +138,7 @@ def calibrate(
     Raises:
         ValueError: a setting is out of range.
     """
-    settings.check(loaded)
+    settings.check(loaded.shape, getattr(loaded.model.config, "max_position_embeddings", None))
     kind = settings.weighting
     gain = measured_gains(loaded, settings, weightings=(kind,), progress=progress, cache=cache)[kind]
     cover = greedy_cover(

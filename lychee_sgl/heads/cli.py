@@ -13,7 +13,8 @@ from lychee_sgl.heads.heuristic import heuristic_plan
 from lychee_sgl.heads.plan import HeadPlan, ModelShape
 from lychee_sgl.heads.ranks import allowed_sizes, check_plan, pace
 from lychee_sgl.heads.registry import shipped_plan
-from lychee_sgl.heads.terminal import command_line, one_line_errors, say, writable
+from lychee_sgl.heads.terminal import command_line, say
+from lychee_sgl.terminal import one_line_errors, writable, writable_folder
 
 if TYPE_CHECKING:
     from lychee_sgl.heads.measure import LoadedModel
@@ -43,8 +44,8 @@ def calibrate(
     retrieval_heads: Annotated[int, typer.Option(help="KV heads that retrieve, those of layer 0 included")],
     budget: Annotated[int, typer.Option(help="Tokens in a set; the plan's default budget")] = 1024,
     weighting: Annotated[str, typer.Option(help=f"What a set is worth to a head: {', '.join(WEIGHTINGS)}")] = "effect",
-    seed: Annotated[int, typer.Option(help="Of the calibration prompts")] = 0,
-    prompts: Annotated[int, typer.Option(help="How many calibration prompts")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of the calibration prompts")] = 0,
+    prompts: Annotated[int, typer.Option(help="Calibration prompts")] = 8,
     context: Annotated[int, typer.Option(help="Tokens of the longest prompt; the shortest has half")] = 3000,
     tp: Annotated[int, typer.Option(min=1, help="Balance the plan for so many tensor-parallel ranks")] = 1,
     name: Annotated[str | None, typer.Option(help="The plan's name [default: the model's]")] = None,
@@ -56,16 +57,21 @@ def calibrate(
 
     with one_line_errors():
         writable(out)
-        loaded = _load(model, model_name)
+        if cache is not None:
+            writable_folder(cache, "--cache")
+        shape = _shape(model, model_name)  # a wrong path is told before seconds of imports
         from lychee_sgl.heads.calibrate import Settings
         from lychee_sgl.heads.calibrate import calibrate as run
 
         settings = Settings(
-            retrieval=retrieval_heads, budget=budget, weighting=weighting,  # type: ignore[arg-type]  # checked by run
+            retrieval=retrieval_heads, budget=budget, weighting=weighting,  # type: ignore[arg-type]  # checked just below
             seed=seed, prompts=prompts, context=context, tp=tp,
         )  # fmt: skip
+        settings.check(shape)
+        loaded = _load(model, model_name)
         columns = (TextColumn("calibrating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True)) as bar:
+        console = Console(stderr=True)
+        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
             task = bar.add_task("prompts", total=prompts)
             plan = run(
                 loaded,
@@ -85,11 +91,13 @@ def measure(
     model: ModelPath,
     heads: Annotated[list[Path], typer.Option(help="A head plan; repeat to compare several on the same prompts")],
     out: Annotated[Path, typer.Option(help="Where the measurement goes (JSON)")],
-    budget: Annotated[list[int] | None, typer.Option(help="Repeatable [default: each plan's own]")] = None,
+    budget: Annotated[
+        list[int] | None, typer.Option(min=1, help="Tokens in a set; repeatable [default: each plan's own]")
+    ] = None,
     questions: Annotated[int, typer.Option(min=1, help="Needle questions")] = 30,
     shortest: Annotated[int, typer.Option(help="Tokens of the shortest document")] = 1900,
     longest: Annotated[int, typer.Option(help="Tokens of the longest document")] = 6700,
-    seed: Annotated[int, typer.Option(help="Of the questions")] = 7,
+    seed: Annotated[int, typer.Option(help="Seed of the questions")] = 7,
     record: Annotated[bool, typer.Option("--record", help="Write the scores into the plans' provenance too")] = False,
     model_name: ModelName = None,
     cache: Cache = None,
@@ -98,14 +106,17 @@ def measure(
     """Ask needle questions that no calibration prompt resembles, and count answers as dense gives them."""
     with one_line_errors():
         writable(out)
+        if cache is not None:
+            writable_folder(cache, "--cache")
         plans = {str(path): HeadPlan.load(path) for path in heads}
-        loaded = _load(model, model_name, device)
+        shape = _shape(model, model_name)
         for plan in plans.values():
-            plan.check_fits(loaded.shape)
+            plan.check_fits(shape)
         from lychee_sgl.heads.needles import needle_prompts
         from lychee_sgl.heads.score import score_plans
 
         prompts = needle_prompts(questions, tokens=(shortest, longest), seed=seed, kind="evaluation")
+        loaded = _load(model, model_name, device)
         again, sizes = command_line(model), tuple(budget or ())
         report = score_plans(loaded, prompts, plans, budgets=sizes, seed=seed, command=again, tell=say, cache=cache)
         if record:
@@ -131,6 +142,8 @@ def show(
     from lychee_sgl.heads.picture import role_table, save_png, title
 
     with one_line_errors():
+        if png is not None:
+            writable(png, "--png")
         loaded = HeadPlan.load(plan)
         say(title(loaded))
         Console().print(role_table(loaded))
@@ -206,6 +219,7 @@ def heuristic(
 ) -> None:
     """Write the plan that is used for a model nobody has calibrated."""
     with one_line_errors():
+        writable(out)
         plan = heuristic_plan(_shape(model, model_name))
         plan.save(out)
         say(f"{out}: {plan.retrieval_count} of {plan.head_count} heads retrieve; nothing about this plan is measured")
@@ -217,7 +231,7 @@ def rival(
     model: ModelPath,
     retrieval_heads: Annotated[int, typer.Option(help="KV heads that retrieve, those of layer 0 included")],
     out: Annotated[Path, typer.Option(help="Where the plan goes")],
-    seed: Annotated[int, typer.Option(min=0, help="Of a random plan")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of a random plan")] = 0,
     model_name: ModelName = None,
 ) -> None:
     """Write a plan to compare with: whole layers (as TidalDecode and OmniKV choose), evenly spread or random heads."""
@@ -256,7 +270,6 @@ def _shape(model: Path, name: str | None = None) -> ModelShape:
 
 
 def _load(model: Path, name: str | None, device: str | None = "cpu") -> "LoadedModel":
-    _shape(model)  # a wrong path is told before seconds of imports
     from lychee_sgl.heads.train.run import load_for
 
     return load_for(model, name=name, device=device, dtype="float32")

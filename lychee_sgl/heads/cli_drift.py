@@ -8,7 +8,8 @@ import typer
 from rich.console import Console
 
 from lychee_sgl.heads.plan import HeadPlan, PlanError
-from lychee_sgl.heads.terminal import command_line, one_line_errors, say, writable
+from lychee_sgl.heads.terminal import command_line, say
+from lychee_sgl.terminal import one_line_errors, writable
 
 if TYPE_CHECKING:
     from lychee_sgl.heads.measure import LoadedModel
@@ -26,12 +27,12 @@ def drift(
     ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens decoded")] = 1024,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of prose in front")] = 512,
-    prompts: Annotated[int, typer.Option(help="How many traces")] = 4,
+    prompts: Annotated[int, typer.Option(help="Traces")] = 4,
     temperature: Annotated[
-        float, typer.Option(help="At which the dense model draws its tokens; 0: the likeliest")
+        float, typer.Option(help="Sampling temperature of the dense model; 0: the likeliest token")
     ] = 0.7,
-    buckets: Annotated[int, typer.Option(help="Stretches into which positions are put together")] = 16,
-    seed: Annotated[int, typer.Option(help="Of prompts and draws")] = 0,
+    buckets: Annotated[int, typer.Option(help="Stretches of positions that are averaged")] = 16,
+    seed: Annotated[int, typer.Option(help="Seed of prompts and draws")] = 0,
     haystack: Annotated[Path | None, typer.Option(help="Text of the prompts [default: Python's reference]")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     plot: Annotated[Path | None, typer.Option(help="Also a picture (PNG)")] = None,
@@ -50,7 +51,7 @@ def drift(
         part = _share(share)
         writable(out)
         if plot is not None:
-            writable(plot)
+            writable(plot, "--plot")
         import torch
 
         from lychee_sgl.heads.evaluate.drift import Arm, DriftSettings, run_drift
@@ -63,9 +64,10 @@ def drift(
             prompts=prompts, prompt_tokens=prompt_tokens, tokens=tokens, temperature=temperature, seed=seed,
             buckets=buckets,
         )  # fmt: skip
+        plan = None if heads is None else HeadPlan.load(heads)
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         loaded = load_model(model, name=model_name, device=device, dtype=dtype)
-        plan = _plan(heads, loaded)
+        plan = _plan(plan, loaded)
         arms = [
             Arm(variant=Variant(name=plan.name, plan=plan, budget=size), correction=every)
             for size in budget
@@ -77,7 +79,8 @@ def drift(
         decided |= {"plan": plan.sha256(), "arms": [arm.name for arm in arms]}
         kept = Traces(out.with_name(out.name + ".traces"), decided)
         columns = (TextColumn("tokens"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True)) as bar:
+        console = Console(stderr=True)
+        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
             task = bar.add_task("decode", total=None)
             found = run_drift(
                 loaded, arms, settings, haystack=text, kept=kept, share=part,
@@ -108,10 +111,10 @@ def _share(told: str) -> tuple[int, int]:
     return int(place) - 1, int(of)
 
 
-def _plan(heads: Path | None, loaded: "LoadedModel") -> HeadPlan:
+def _plan(given: HeadPlan | None, loaded: "LoadedModel") -> HeadPlan:
     from lychee_sgl.heads.registry import find_plan
 
-    plan = find_plan(loaded.shape, loaded.shape.name) if heads is None else HeadPlan.load(heads)
+    plan = given or find_plan(loaded.shape, loaded.shape.name)
     if plan is None:
         raise PlanError(f"no plan is built in for {loaded.shape.name}; name one with --heads")
     plan.check_fits(loaded.shape)

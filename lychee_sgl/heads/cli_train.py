@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from lychee_sgl.heads.terminal import command_line, one_line_errors, say, writable
+from lychee_sgl.heads.terminal import command_line, say
+from lychee_sgl.terminal import one_line_errors, writable, writable_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ def train(
     ] = None,
     shortest: Annotated[int, typer.Option(help="Tokens of the shortest document", rich_help_panel=SIZE)] = 1000,
     context: Annotated[int, typer.Option(help="Tokens of the longest document", rich_help_panel=SIZE)] = 6000,
-    needles: Annotated[int, typer.Option(help="The most passkeys in a document", rich_help_panel=SIZE)] = 6,
+    needles: Annotated[int, typer.Option(help="Most passkeys in a document", rich_help_panel=SIZE)] = 6,
     words: Annotated[int, typer.Option(help="Words of a passkey", rich_help_panel=SIZE)] = 8,
     sources: Annotated[
         str, typer.Option(help="same-index, measured or learned: whose set a sparse head reads", rich_help_panel=TRAIN)
@@ -55,9 +56,9 @@ def train(
     gain: Annotated[
         Path | None, typer.Option(help="Gains measured before, instead (written beside a plan)", rich_help_panel=TRAIN)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of samples and noise", rich_help_panel=TRAIN)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of samples and noise", rich_help_panel=TRAIN)] = 0,
     recompute: Annotated[
-        bool, typer.Option("--recompute", help="Less memory, more time", rich_help_panel=TRAIN)
+        bool, typer.Option("--recompute", help="Recompute activations: less memory, more time", rich_help_panel=TRAIN)
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the state beside --out stands")] = False,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between two states")] = 25,
@@ -153,6 +154,7 @@ def plot(
 ) -> None:
     """Draw a training (loss, expected count, every gate over time) or an ablation's curves."""
     with one_line_errors():
+        writable(png, "--png")
         from lychee_sgl.heads.ablate.pictures import read_report, save_curves_png
         from lychee_sgl.heads.train.picture import save_training_png
 
@@ -182,6 +184,7 @@ def ablate(
 
     with one_line_errors():
         started = time.monotonic()
+        writable_folder(out)
         from lychee_sgl.heads.ablate.config import read_ablation
         from lychee_sgl.heads.ablate.pictures import save_curves_png
         from lychee_sgl.heads.ablate.report import build_report, markdown
@@ -227,7 +230,7 @@ def step_time(
     budget: Annotated[int, typer.Option(help="Tokens in a set")] = 4096,
     draws: Annotated[int, typer.Option(help="Draws of the gates a step")] = 2,
     steps: Annotated[int, typer.Option(help="Steps; the first is not counted")] = 6,
-    recompute: Annotated[bool, typer.Option(help="Less memory, more time")] = True,
+    recompute: Annotated[bool, typer.Option(help="Recompute activations: less memory, more time")] = True,
     device: Annotated[str | None, typer.Option(help="cpu, cuda [default: a GPU if there is one]")] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "bfloat16",
 ) -> None:
@@ -236,15 +239,17 @@ def step_time(
         writable(out)
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype is {dtype!r}; allowed: float32, bfloat16")
+        from lychee_sgl.heads.shapes import read_shape
         from lychee_sgl.heads.train.settings import TrainSettings
         from lychee_sgl.heads.train.speed import RandomSamples, drawn_model, save_step_time
         from lychee_sgl.heads.train.speed import step_time as measured
 
-        loaded = drawn_model(model, device=device, dtype=dtype)  # type: ignore[arg-type]  # checked above
         settings = TrainSettings(
             retrieval=retrieval_heads, budget=budget, draws=draws, steps=steps, sources="same-index", reference=1,
             recompute=recompute,
         )  # fmt: skip
+        settings.check(read_shape(model))
+        loaded = drawn_model(model, device=device, dtype=dtype)  # type: ignore[arg-type]  # checked above
         samples = RandomSamples(prompt=prompt, answer=answer, vocabulary=loaded.model.config.vocab_size)
         told = measured(loaded, settings, samples)
         save_step_time(told, out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from lychee_sgl.terminal import one_line_errors, web_address, writable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -41,9 +44,9 @@ Blocks = Annotated[int, typer.Option(min=2, help="Blocks to learn from")]
 HeldOut = Annotated[int, typer.Option(min=2, help="Blocks to measure on: other text, names and wordings")]
 Recall = Annotated[
     float,
-    typer.Option(min=0.01, max=1, help="Share of the needed blocks that the threshold is to accept, of those learnt"),
+    typer.Option(min=0.01, max=1, help="Share of the needed training blocks that the threshold has to accept"),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of the blocks")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the blocks")]
 FeaturesFile = Annotated[
     Path | None, typer.Option(help="File of features; what it holds is not asked again [default: --out with .jsonl]")
 ]
@@ -68,7 +71,9 @@ def train(
     recall: Recall = 0.98,
     words_only: Annotated[
         bool,
-        typer.Option("--words-only", help="No feature of the gain: no model is asked, neither now nor then"),
+        typer.Option(
+            "--words-only", help="Features of words alone: no model is asked, neither here nor when the gate is used"
+        ),
     ] = False,
     seed: Seed = 0,
     features: FeaturesFile = None,
@@ -83,7 +88,7 @@ def train(
 
     with _errors():
         kept, record = features or out.with_suffix(".jsonl"), record or out.with_suffix(".measured.json")
-        _check(out, record, kept)
+        _check({"--out": out, "--record": record, "--features": kept})
         from lychee_sgl.memory.gate_features import NAMES, OF_WORDS
         from lychee_sgl.memory.gate_fit import fit, judged
 
@@ -128,7 +133,7 @@ def evaluate(
         if not isinstance(found, Classifier):
             raise ValueError(f"gate is {gate!r}; allowed: a file or a name: a number is measured beside every gate")
         kept = features or out.with_suffix(".jsonl")
-        _check(Path(gate), out, kept)
+        _check({"--out": out, "--features": kept}, read=Path(gate))
         about = describe()
         asked: dict[Split, int] = {"train": blocks, "held-out": held_out}
         with _asked(
@@ -140,18 +145,18 @@ def evaluate(
         _measured(found, rows, recall, {**about, "served": name, "seed": seed}, out)
 
 
-def _check(*files: Path) -> None:
+def _check(written: dict[str, Path], read: Path | None = None) -> None:
     """Finds what would fail, or destroy another file, only when the engine has been asked for minutes.
 
     Raises:
         ModuleNotFoundError: what fits and measures is not installed.
-        ValueError: there is no such folder, or two files are one.
+        ValueError: a file cannot be written, or two files are one.
     """
     import scipy.optimize  # noqa: F401
 
-    for out in files:
-        if not out.parent.is_dir():
-            raise ValueError(f"{out} is in no folder; allowed: a file in a folder that exists")
+    for option, file in written.items():
+        writable(file, option)
+    files = [*written.values(), *([] if read is None else [read])]
     if len({file.resolve() for file in files}) < len(files):
         raise ValueError(
             f"files are {', '.join(map(str, files))}; allowed: gate, measurement and features, each its own"
@@ -206,6 +211,8 @@ def _asked(
             return
         served: HttpModel | LocalModel
         if local is not None:
+            if re.fullmatch(r"cpu|cuda(:\d+)?", local) is None:
+                raise ValueError(f"--local is {local!r}; allowed: cpu, cuda, cuda: and a number")
             from lychee_sgl.memory.local_model import LocalModel
 
             folder, name = (Path(model), Path(model).name) if model else (ensure_unpacked(lambda _: None), _EMBEDDED)
@@ -217,7 +224,7 @@ def _asked(
                 words = tuple(word for argument in arguments for word in argument.split())
                 state = Path(stack.enter_context(tempfile.TemporaryDirectory()))
                 url = stack.enter_context(solo_engine(state, model=model, engine_args=words, accelerator=accelerator))
-            served = HttpModel(url)
+            served = HttpModel(web_address(url, "--engine-url"))
         yield stack.enter_context(contextlib.closing(served))
 
 
@@ -239,17 +246,9 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
         yield tell
 
 
-@contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    """One line and exit status 1 for what a caller can mend; Ctrl-C is 130."""
+def _errors() -> contextlib.AbstractContextManager[None]:
     from lychee_sgl.memory.model import ModelFailed
     from lychee_sgl.models.embedded import ModelUnavailable
     from lychee_sgl.serve.supervisor import StartFailed
 
-    try:
-        yield
-    except (ValueError, OSError, ModuleNotFoundError, ModelFailed, ModelUnavailable, StartFailed) as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+    return one_line_errors(ModelFailed, ModelUnavailable, StartFailed)

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lychee_sgl.heads.terminal import one_line_errors, say, writable
+from lychee_sgl.heads.terminal import say
+from lychee_sgl.terminal import one_line_errors, writable
 
 app = typer.Typer(
     help="Gated rewards: train where step rewards can be farmed, and see what the sandbox stops.",
@@ -70,10 +71,12 @@ def _progress(updates: int) -> Iterator[Callable[[int], None]]:
 def show(
     record: Annotated[Path, typer.Argument(help="A record of the experiment")],
     png: Annotated[Path | None, typer.Option(help="Draw it into this file as well")] = None,
-    farm: Annotated[float, typer.Option(help="At which worth of a call courses are drawn")] = 0.2,
+    farm: Annotated[float, typer.Option(help="Draw the courses for this worth of a call")] = 0.2,
 ) -> None:
     """Say what an experiment showed, a line an arm, and draw it."""
     with one_line_errors():
+        if png is not None:
+            writable(png, "--png")
         from lychee_sgl.rewards.experiment.tables import read_record, save_png, summary
 
         told = read_record(record)

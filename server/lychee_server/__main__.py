@@ -94,7 +94,8 @@ def _parser() -> argparse.ArgumentParser:
         "`lychee-gateway keys --help` shows how keys for callers are made.",
     )
     for name, field in Settings.model_fields.items():
-        help_text = f"{field.description} (default: {field.default})".replace("%", "%%")
+        default = "none" if field.default in (None, ()) else field.default
+        help_text = f"{field.description} (default: {default})".replace("%", "%%")
         parser.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar="VALUE", help=help_text)
     return parser
 

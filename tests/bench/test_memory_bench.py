@@ -227,10 +227,10 @@ def test_the_command_writes_json(address: str, engine: ScriptedEngine, tmp_path:
     record = json.loads(out.read_text())
     assert record["kind"] == "memory"
     assert [cell["kind"] for cell in record["cells"]][-1] == "all"
-    assert CliRunner().invoke(app, ["memory", "--lengths", "12"]).exit_code == 2
-    assert CliRunner().invoke(app, ["memory", "--methods", "magic"]).exit_code == 2
-    assert CliRunner().invoke(app, [*words, "--gate", "1.2"]).exit_code == 2
-    assert CliRunner().invoke(app, [*words, "--compressor", str(tmp_path)]).exit_code == 2
+    assert CliRunner().invoke(app, ["memory", "--lengths", "12"]).exit_code == 1
+    assert CliRunner().invoke(app, ["memory", "--methods", "magic"]).exit_code == 1
+    assert CliRunner().invoke(app, [*words, "--gate", "1.2"]).exit_code == 1
+    assert CliRunner().invoke(app, [*words, "--compressor", str(tmp_path)]).exit_code == 1
     refused = CliRunner().invoke(app, ["memory", "--engine-url", "http://127.0.0.1:1", "--out", str(out)])
     assert (refused.exit_code, refused.output.startswith("error: ")) == (1, True)
 
@@ -257,9 +257,9 @@ def test_a_gate_that_cannot_be_measured_is_refused(address: str, engine: Scripte
     from lychee_sgl.bench.cli import app
 
     run = CliRunner()
-    assert run.invoke(app, ["memory", "--gate", "1.2"]).exit_code == 2
-    assert run.invoke(app, ["memory", "--methods", "text-gate"]).exit_code == 2
-    assert run.invoke(app, ["memory", "--methods", "text-gate", "--gate", "no-such-gate"]).exit_code == 2
+    assert run.invoke(app, ["memory", "--gate", "1.2"]).exit_code == 1
+    assert run.invoke(app, ["memory", "--methods", "text-gate"]).exit_code == 1
+    assert run.invoke(app, ["memory", "--methods", "text-gate", "--gate", "no-such-gate"]).exit_code == 1
     words = ["memory", "--engine-url", address, "--methods", "text-gate", "--out", str(tmp_path / "m.json")]
     refused = run.invoke(app, words)
     assert (refused.exit_code, "has no gate (LYCHEE_MEMORY_GATE)" in refused.output) == (1, True)

@@ -240,7 +240,7 @@ def test_a_run_that_is_interrupted_and_gone_on_with(recalling, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--tokens", "many"], "--tokens is 'many', allowed: numbers with commas"),
+        (["--tokens", "many"], "--tokens is 'many'; allowed: whole numbers, with commas"),
         (["--every", "5"], "the engine audits one step in 4"),
         (["--tokens", "2100,8000"], "the engine's window is 8192 tokens: --tokens reaches too far"),
         (["--engine-url", "http://127.0.0.1:9"], "is no engine with our backend"),
