@@ -30,6 +30,8 @@ ROOMS: Final = {
     "calibrate": ("lychee_sgl.bench.calibrate", "Measure an engine's time per token against budget, context, batch."),
 }
 
+LARGEST: Final = 2**31 - 1  # what the engine's 32-bit tables hold
+
 app = typer.Typer(
     help="Hybrid-head sparse decoding for long contexts, inside stock SGLang, behind an OpenAI-compatible gateway.",
     no_args_is_help=True,
@@ -55,11 +57,17 @@ Model = Annotated[str | None, typer.Option(help="Model folder or Hugging Face id
 ServedName = Annotated[str | None, typer.Option(help="The model's name in the API [default: its own]")]
 Heads = Annotated[Path | None, typer.Option(help="Head plan [default: the built-in one, else a heuristic]")]
 DenseBelow = Annotated[
-    int | None, typer.Option(min=0, help="Contexts up to this length run dense [default: 4096 on a GPU, 1024 on a CPU]")
+    int | None,
+    typer.Option(
+        min=0, max=LARGEST, help="Contexts up to this length run dense [default: 4096 on a GPU, 1024 on a CPU]"
+    ),
 ]
-RecallEvery = Annotated[int | None, typer.Option(min=0, help="Audit one decode step in so many, 0: none [default: 32]")]
+RecallEvery = Annotated[
+    int | None, typer.Option(min=0, max=LARGEST, help="Audit one decode step in so many, 0: none [default: 32]")
+]
 PoolTokens = Annotated[
-    int | None, typer.Option(min=1, help="Tokens in the KV pool [default: 32768 on a CPU, SGLang's choice on a GPU]")
+    int | None,
+    typer.Option(min=1, max=LARGEST, help="Tokens in the KV pool [default: 32768 on a CPU, SGLang's choice on a GPU]"),
 ]
 TensorParallel = Annotated[int, typer.Option(min=1, help="GPUs that share the model (tensor-parallel ranks)")]
 EngineArgs = Annotated[

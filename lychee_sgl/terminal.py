@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 MENDABLE: Final = (ValueError, OSError, ModuleNotFoundError)
@@ -64,6 +64,31 @@ def complain(text: str) -> None:
     """Print an error as one line on standard error, however many lines it has."""
     line = " ".join(text.split())
     Console(stderr=True).print(f"error: {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with the time left in a terminal; else a line every tenth of the way.
+
+    Args:
+        unit: what is counted, one of it.
+
+    Yields:
+        To be told how many are done, and of how many.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn(f"{unit}s"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(unit, total=None)
+
+        def tell(done: int, of: int) -> None:
+            bar.update(task, completed=done, total=of)
+            if not console.is_terminal and (done % max(1, of // 10) == 0 or done == of):
+                console.print(f"{unit} {done} of {of}", highlight=False)
+
+        yield tell
 
 
 def writable(file: Path, option: str = "--out", *, folder_is_made: bool = False) -> None:

@@ -140,7 +140,9 @@ class Journal:
         Raises:
             RecallError: it is another measurement's.
         """
-        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() and not fresh else []
+        lines = (
+            self._path.read_text("utf-8", errors="replace").splitlines() if self._path.exists() and not fresh else []
+        )
         if lines and lines[0] != json.dumps(self._head):
             raise RecallError(f"{self._path} belongs to other settings; --fresh begins anew")
         kept = [Answer(**json.loads(line)) for line in lines[1:] if line.endswith("}")]

@@ -14,7 +14,7 @@ from lychee_sgl.heads.plan import HeadPlan, ModelShape
 from lychee_sgl.heads.ranks import allowed_sizes, check_plan, pace
 from lychee_sgl.heads.registry import shipped_plan
 from lychee_sgl.heads.terminal import command_line, say
-from lychee_sgl.terminal import one_line_errors, writable, writable_folder
+from lychee_sgl.terminal import one_line_errors, progress, writable, writable_folder
 
 if TYPE_CHECKING:
     from lychee_sgl.heads.measure import LoadedModel
@@ -53,8 +53,6 @@ def calibrate(
     cache: Cache = None,
 ) -> None:
     """Measure a model's heads and choose which retrieve, and whose set every other head reads."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     with one_line_errors():
         writable(out)
         if cache is not None:
@@ -69,16 +67,13 @@ def calibrate(
         )  # fmt: skip
         settings.check(shape)
         loaded = _load(model, model_name)
-        columns = (TextColumn("calibrating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        console = Console(stderr=True)
-        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task("prompts", total=prompts)
+        with progress("prompt") as tell:
             plan = run(
                 loaded,
                 settings,
                 name=name or loaded.shape.name,
                 command=command_line(model),
-                progress=lambda done: bar.update(task, completed=done),
+                progress=lambda done: tell(done, prompts),
                 cache=cache,
             )
         plan.save(out)

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from lychee_sgl.heads.plan import HeadPlan, PlanError
 from lychee_sgl.heads.terminal import command_line, say
-from lychee_sgl.terminal import one_line_errors, writable
+from lychee_sgl.terminal import one_line_errors, progress, writable
 
 if TYPE_CHECKING:
     from lychee_sgl.heads.measure import LoadedModel
@@ -45,8 +44,6 @@ def drift(
 
     Finished traces lie beside OUT, in OUT.traces: the same command goes on where an ended one stopped.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     with one_line_errors():
         part = _share(share)
         writable(out)
@@ -78,14 +75,8 @@ def drift(
         decided = {key: about[key] for key in ("model", "dtype", "text")} | about["settings"]
         decided |= {"plan": plan.sha256(), "arms": [arm.name for arm in arms]}
         kept = Traces(out.with_name(out.name + ".traces"), decided)
-        columns = (TextColumn("tokens"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        console = Console(stderr=True)
-        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task("decode", total=None)
-            found = run_drift(
-                loaded, arms, settings, haystack=text, kept=kept, share=part,
-                tell=lambda done, of: bar.update(task, completed=done, total=of),
-            )  # fmt: skip
+        with progress("token") as tell:
+            found = run_drift(loaded, arms, settings, haystack=text, kept=kept, share=part, tell=tell)
         if found is None:
             say(f"this share is done; {out} is written by the last one")
             return

@@ -13,10 +13,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lychee_sgl.terminal import one_line_errors, web_address, writable
+from lychee_sgl.terminal import one_line_errors, progress, web_address, writable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from lychee_sgl.memory.gate import Classifier
     from lychee_sgl.memory.gate_examples import Split
@@ -170,7 +170,7 @@ def _collected(
     from lychee_sgl.memory.gate_collect import Features, collect
 
     name = None if served is None else served.name
-    with _progress() as tell:
+    with progress("block") as tell:
         return collect(served, Features(path, model=name, seed=seed), counts, seed=seed, tell=tell), name
 
 
@@ -226,24 +226,6 @@ def _asked(
                 url = stack.enter_context(solo_engine(state, model=model, engine_args=words, accelerator=accelerator))
             served = HttpModel(web_address(url, "--engine-url"))
         yield stack.enter_context(contextlib.closing(served))
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar with the time left in a terminal; else a line every tenth of the way."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("blocks"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("blocks", total=None)
-
-        def tell(done: int, of: int) -> None:
-            bar.update(task, completed=done, total=of)
-            if not console.is_terminal and (done % max(1, of // 10) == 0 or done == of):
-                console.print(f"block {done} of {of}", highlight=False)
-
-        yield tell
 
 
 def _errors() -> contextlib.AbstractContextManager[None]:

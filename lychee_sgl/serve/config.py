@@ -1,5 +1,6 @@
 """What `lychee-sgl serve` was asked for, checked, and the two commands that follow from it."""
 
+import json
 import os
 import shutil
 import sys
@@ -117,6 +118,12 @@ def _check_model(model: str | None) -> None:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ConfigError(f"--model {model}: the folder has no config.json, it is no Hugging Face model")
+        try:
+            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:  # bad UTF-8 is one, too
+            raise ConfigError(f"--model {model}: config.json cannot be read: {error}") from error
+        if not isinstance(config, dict):
+            raise ConfigError(f"--model {model}: config.json holds no JSON object, it is no Hugging Face model")
     elif path.exists():
         raise ConfigError(f"--model {model}: a file; allowed are a model folder or a Hugging Face id")
     elif model.startswith(("/", ".", "~")) or model.count("/") > 1:

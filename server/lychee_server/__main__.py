@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
 import logging
@@ -86,8 +85,8 @@ def _serve(settings: Settings, app: FastAPI, listener: socket.socket) -> None:
         server.run(sockets=[listener])
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> keys_cli.OneLineParser:
+    parser = keys_cli.OneLineParser(
         prog="lychee-gateway",
         description="OpenAI's API in front of SGLang, with a sparsity budget for each request.",
         epilog=f"Every flag can be given as an environment variable too: --engine-url is {ENV_PREFIX}ENGINE_URL. "

@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from pydantic import ValidationError
 
@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 _REFUSED = 1
 _HEADER = "# Keys of the gateway: whose they are and their hashes. The keys themselves are nowhere.\n"
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line; the gateway has too many flags to list them all each time."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the command line, and end the process with status 2."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -33,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lychee-gateway keys", description="Make keys for callers of the gateway.")
+    parser = OneLineParser(prog="lychee-gateway keys", description="Make keys for callers of the gateway.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add = commands.add_parser("add", help="add a key to a keys file and show it, this once")
     add.add_argument("--file", required=True, metavar="FILE", help="the keys file; made if it is not there")

@@ -63,6 +63,22 @@ def test_main_says_in_one_line_what_is_wrong(capsys):
     ]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--nope", "1"], "lychee-gateway: unrecognized arguments: --nope 1; see lychee-gateway --help\n"),
+        (
+            ["keys"],
+            "lychee-gateway keys: the following arguments are required: COMMAND; see lychee-gateway keys --help\n",
+        ),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_one_line(arguments, line, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert (left.value.code, capsys.readouterr().err) == (2, line)
+
+
 def test_every_setting_has_a_flag(capsys):
     with pytest.raises(SystemExit) as left:
         main(["--help"])

@@ -145,6 +145,10 @@ def test_refusals(config: ServeConfig, environ: dict[str, str], message: str) ->
 def test_model_folder_needs_a_configuration(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no config\.json"):
         ServeConfig(model=str(tmp_path)).check({})
+    for text, message in (("hello", "config.json cannot be read: Expecting value"), ("[]", "holds no JSON object")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            ServeConfig(model=str(tmp_path)).check({})
     (tmp_path / "config.json").write_text("{}")
     ServeConfig(model=str(tmp_path)).check({})
     ServeConfig(model="HuggingFaceTB/SmolLM2-135M-Instruct").check({})
