@@ -126,7 +126,7 @@ def _gpu_rows(record: Record) -> str:
                 percent(line["attended_fraction"]),
             )
         )
-    head = ("contexts x requests", "FlashInfer", "lychee", "", "ceiling", "attended")
+    head = ("contexts x requests", "FlashInfer", "lychee", "speedup", "ceiling", "attended")
     return markdown(head, rows)
 
 
@@ -148,7 +148,15 @@ def gpu_ranks(record: Record, file: str) -> str:
                 percent(line["attended_fraction"]),
             )
         )
-    head = ("contexts x requests", "FlashInfer", "balanced plan", "", "of one GPU's", "unbalanced plan", "attended")
+    head = (
+        "contexts x requests",
+        "FlashInfer",
+        "balanced plan",
+        "speedup",
+        "of one GPU's",
+        "unbalanced plan",
+        "attended",
+    )
     device = record["device"].partition(" x ")[2] or record["device"]
     return (
         f"Time per token inside SGLang on {record['tp']} GPUs (`--tp {record['tp']}`), in the shape of "
@@ -222,7 +230,16 @@ def gpu_attention(record: Record, file: str) -> str:
             (_batch(name), *(percent(kernels[key] / whole) for key in KERNELS), f"{rate:.2f} TB/s",
              f"{case['flashinfer_tb_per_s']:.2f} TB/s")
         )  # fmt: skip
-    head = ("contexts x requests", "FlashInfer", "lychee", "", "bytes", "retrieval layer", "dense layer", "audit 1/64")
+    head = (
+        "contexts x requests",
+        "FlashInfer",
+        "lychee",
+        "speedup",
+        "bytes",
+        "retrieval layer",
+        "dense layer",
+        "audit 1/64",
+    )
     parts = (
         "contexts x requests",
         *(name.removesuffix("_kernel") for name in KERNELS),
@@ -239,8 +256,8 @@ def gpu_attention(record: Record, file: str) -> str:
         f"{markdown(head, rows)}\n"
         "Where the time goes, and the rate at which the attention kernel reads:\n\n"
         f"{markdown(parts, split)}\n"
-        f"Outputs are within {max(c['relative_error'] for c in checked):.4f} of float64, sets hold "
-        f"{percent(min(c['mass_of_exact'] for c in checked)).removesuffix('%')}% or more of the mass of exact ones. "
+        f"Outputs are within {max(c['relative_error'] for c in checked):.4f} of float64, sets hold at least "
+        f"{percent(min(c['mass_of_exact'] for c in checked))} of the mass of exact ones. "
         f"{record['device']}, torch {record['versions']['torch']}, triton {record['versions']['triton']}, "
         f"{record['date']}. Again: `{record['command']}`. Data: [{file}](../docs/measurements/{file}).\n"
     )
