@@ -37,7 +37,8 @@ def drift(
     plot: Annotated[Path | None, typer.Option(help="Also a picture (PNG)")] = None,
     model_name: Annotated[str | None, typer.Option(help="What plans call the model [default: the folder]")] = None,
     share: Annotated[
-        str, typer.Option(help="Of several processes with the same --out: the second of four is 2/4")
+        str,
+        typer.Option(help="Share of the traces, for several processes with the same --out: 2/4 is the second of four"),
     ] = "1/1",
 ) -> None:
     """Measure whether a sparse answer drifts from the dense one with its length, with and without cache correction.
