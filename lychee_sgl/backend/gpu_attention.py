@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lychee_sgl.backend import step as host_step
     from lychee_sgl.backend.plans import ChosenPlan
     from lychee_sgl.backend.ranks import Ranks
+    from lychee_sgl.backend.rows import HostRows
     from lychee_sgl.config import EngineConfig
 
 logger = logging.getLogger(__name__)
@@ -44,9 +45,8 @@ BLOCK, CHUNK = 128, 2048
 class DecodeStep:
     """A decode step at hand: its real rows, without a graph's padding."""
 
-    slots: list[int]
     lengths: list[int]
-    fallbacks: list[Fallback | None]
+    rows: HostRows
 
 
 class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
@@ -211,10 +211,10 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
             return self.variant
         slots = [compat.req_pool_index(req) for req in reqs]
         lengths = forward_batch.seq_lens_cpu[: len(slots)].tolist()
-        fallbacks = self.table.host_fallbacks(slots, lengths, self.dense_below)
-        self._step = DecodeStep(slots=slots, lengths=lengths, fallbacks=fallbacks)
+        rows = self.table.host_rows(slots, lengths, self.dense_below)
+        self._step = DecodeStep(lengths=lengths, rows=rows)
         fits = forward_batch.batch_size <= self.max_rows
-        self.variant = "sparse" if fits and None in fallbacks else "dense"
+        self.variant = "sparse" if fits and None in rows.fallbacks else "dense"
         return self.variant
 
     def _plan_sparse(self, forward_batch: ForwardBatch) -> None:
@@ -319,12 +319,11 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
                 self.shape,
                 self.readers,
                 self.retrieval,
-                len(step.slots),
+                len(step.lengths),
                 sparse_heads=self.all_sparse,
             )
             self.ranks.add_up(report[: len(SUMMED)])
-            return DeviceSteps(report, self.all_heads, [fallback is None for fallback in step.fallbacks])
-        budgets = [self.table.host_budget(*row) for row in zip(step.slots, step.lengths, strict=True)]
+            return DeviceSteps(report, self.all_heads, [fallback is None for fallback in step.rows.fallbacks])
         # without a reason of its own: a batch larger than our kernels take
-        reasons = [int(Fallback.WORKSPACE if fallback is None else fallback) for fallback in step.fallbacks]
-        return DenseSteps(step.lengths, budgets, reasons, self.all_heads)
+        reasons = [int(Fallback.WORKSPACE if fallback is None else fallback) for fallback in step.rows.fallbacks]
+        return DenseSteps(step.lengths, step.rows.budgets, reasons, self.all_heads)

@@ -152,8 +152,8 @@ def test_the_host_decides_as_the_device_does() -> None:
     table.write(slots, specs, [1] * len(slots))
     lengths = [rng.randrange(2, 500) for _ in slots]
     device = table.step(torch.tensor(slots), torch.tensor(lengths), dense_below=60, recall_every=0)
-    host = table.host_fallbacks(slots, lengths, 60)
-    assert [fallback is not None for fallback in host] == device.rows.dense.tolist()
-    assert [int(fallback or 0) for fallback in host] == device.fallback.tolist()
-    budgets = [table.host_budget(slot, length) for slot, length in zip(slots, lengths, strict=True)]
-    assert budgets == device.bound.tolist()
+    host = table.host_rows(slots, lengths, 60)
+    assert [fallback is not None for fallback in host.fallbacks] == device.rows.dense.tolist()
+    assert [int(fallback or 0) for fallback in host.fallbacks] == device.fallback.tolist()
+    assert host.budgets == device.bound.tolist()
+    assert {type(number) for number in host.budgets} == {int}  # they are written as JSON
