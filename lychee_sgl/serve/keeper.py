@@ -61,8 +61,9 @@ def _wait(pid: int, lifeline: int, wakeup: int, grace: float) -> int | None:
         status = _collect(pid)
         if status is not None:
             return status
-        if signal.SIGTERM in received or signal.SIGINT in received:
-            if deadline is not None:
+        asked = received.count(signal.SIGTERM) + received.count(signal.SIGINT)
+        if asked:
+            if deadline is not None or asked > 1:
                 return None
             deadline = time.monotonic() + grace
             os.kill(pid, signal.SIGTERM)

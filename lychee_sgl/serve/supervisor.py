@@ -183,13 +183,11 @@ class Supervisor:
 
     def _stop(self, managed: _Managed) -> None:
         managed.service.stop()
-        hurried = False
         # the keeper kills after the grace; the margin is for what it has to clean up
         deadline = time.monotonic() + managed.service.spec.stop_grace + 15.0
         while managed.service.pid is not None and time.monotonic() < deadline:
-            if self._stop_requests > 1 and not hurried:
-                managed.service.stop()
-                hurried = True
+            if self._stop_requests > 1:
+                managed.service.stop()  # again and again: of two signals that come at once the keeper may get one
             managed.service.poll()
             self._wake.clear()
             self._wake.wait(TICK_SECONDS / 4)
