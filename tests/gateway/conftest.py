@@ -18,8 +18,8 @@ from tests.gateway.scripted_engine import ScriptedEngine, ThreadedServer, servin
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# Short times, so that a test which waits for one of them is quick.
-TIMES = {"health_interval": 0.05, "connect_timeout": 1.0, "health_timeout": 1.0, "ready_timeout": 1.0}
+# Looks that follow each other closely, so that tests are quick; waits that only a fault comes to the end of.
+TIMES = {"health_interval": 0.05, "connect_timeout": 30.0, "health_timeout": 30.0, "ready_timeout": 30.0}
 
 
 @dataclass
@@ -54,7 +54,7 @@ class RunningGateway:
         return self.http.get("/readyz").status_code == 200
 
     def openai(self) -> openai.OpenAI:
-        client = openai.OpenAI(base_url=f"{self.server.url}/v1", api_key="unused", max_retries=0, timeout=20)
+        client = openai.OpenAI(base_url=f"{self.server.url}/v1", api_key="unused", max_retries=0, timeout=60)
         return self.closing.enter_context(client)
 
     def chat(self, **body: Any) -> httpx.Response:
@@ -84,7 +84,7 @@ def start_gateway(running: RunningEngine) -> Iterator[Callable[..., RunningGatew
             drain = app.state.gateway.drain
             server = ThreadedServer(app, lambda config: DrainingServer(config, drain, chosen))
             stack.enter_context(serving(server))
-            http = stack.enter_context(httpx.Client(base_url=server.url, timeout=20))
+            http = stack.enter_context(httpx.Client(base_url=server.url, timeout=60))
             gateway = RunningGateway(server, registry, http, urlsplit(chosen.all_engine_urls[0]).netloc, stack)
             if wait:
                 wait_until(gateway.ready)

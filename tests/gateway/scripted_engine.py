@@ -149,6 +149,7 @@ class ScriptedEngine:
         self.script = Script()
         self.info: dict[str, Any] | None = dict(INFO)
         self.health = 200
+        self.looks = 0
         self.generate = 200
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -180,6 +181,7 @@ class ScriptedEngine:
         )
 
     async def _health(self, _: Request) -> Response:
+        self.looks += 1
         return Response(status_code=self.health)
 
     async def _health_generate(self, _: Request) -> Response:
@@ -303,7 +305,7 @@ class ThreadedServer:
         while not self.server.should_exit:
             await asyncio.sleep(0.005)
 
-    def join(self, timeout: float = 10.0) -> None:
+    def join(self, timeout: float = 60.0) -> None:
         if self._thread is not None:
             self._thread.join(timeout)
             assert not self._thread.is_alive(), "the server did not stop"
@@ -328,7 +330,7 @@ class ThreadedServer:
             task.cancel()
 
 
-def wait_until(condition: Callable[[], object], timeout: float = 20.0) -> None:
+def wait_until(condition: Callable[[], object], timeout: float = 60.0) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "this did not happen in time"

@@ -56,7 +56,7 @@ def test_a_loaded_favourite_is_passed_over(two):
     assert sorted(counts(engines)) == [3, 5]
     gate.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
 
 
 def test_a_killed_engine_is_replaced_without_an_error(two):
@@ -113,11 +113,11 @@ def test_a_request_whose_engine_dies_of_it_kills_no_other(two, stream):
     eventually(lambda: counts(engines)[favourite] == 2)
     if stream:  # its head is there at once, and no byte of it
         servers[favourite].kill()
-        thread.join(20)
+        thread.join(60)
         assert b"broke before the answer was complete" in replies[0].content
     else:
         servers[favourite].kill()
-        thread.join(20)
+        thread.join(60)
         assert replies[0].status_code == 503
     assert counts(engines)[1 - favourite] == 0
     assert gateway.value("lychee_engine_retries_total", engine=f"127.0.0.1:{servers[favourite].port}") == 0
@@ -204,7 +204,7 @@ def test_a_long_stream_does_not_keep_a_breaker_half_open(start_gateway, engine):
     eventually(lambda: gateway.of_engine("lychee_engine_breaker_open") == 0)
     assert gateway.value("lychee_requests_in_flight") == 1
     gate.set()
-    thread.join(20)
+    thread.join(60)
 
 
 @pytest.mark.parametrize(

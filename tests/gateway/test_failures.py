@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 
 import httpx
 import openai
@@ -32,10 +31,8 @@ def test_no_engine_at_the_start(running, start_gateway):
     running.server.kill()
     gateway = start_gateway(wait=False)
     wait_until(lambda: "cannot be reached" in gateway.http.get("/readyz").text)
-    begin = time.monotonic()
     for reply in (gateway.chat(), gateway.chat(stream=True), gateway.http.get("/v1/models")):
         assert "cannot be reached" in unavailable(reply)
-    assert time.monotonic() - begin < 1
     assert gateway.http.get("/livez").status_code == 200
     assert gateway.of_engine("lychee_engine_up") == 0
     running.server.start()
@@ -66,8 +63,8 @@ def test_readiness_needs_a_token(running, start_gateway):
     wait_until(lambda: "/health_generate answers 503" in unavailable(gateway.chat()))
     running.engine.generate = 200
     wait_until(gateway.ready)
-    asked = running.engine.tokens_generated
-    time.sleep(0.2)  # four looks of the monitor
+    asked, looks = running.engine.tokens_generated, running.engine.looks
+    wait_until(lambda: running.engine.looks >= looks + 4)
     assert running.engine.tokens_generated == asked
 
 
@@ -77,11 +74,16 @@ def test_info_that_cannot_be_read_keeps_the_gateway_unready(running, start_gatew
     wait_until(lambda: "/lychee/info cannot be read at 'defaults'" in gateway.http.get("/readyz").text)
 
 
-def test_busy_engine_stays_in_service_and_a_sick_one_does_not(running, start_gateway):
-    gateway = start_gateway(unhealthy_after=0.5)
-    running.engine.health = 503
-    time.sleep(0.2)
+def test_a_busy_engine_stays_in_service(running, start_gateway):
+    gateway = start_gateway(unhealthy_after=600)
+    running.engine.health, looks = 503, running.engine.looks
+    wait_until(lambda: running.engine.looks >= looks + 4)
     assert gateway.chat().status_code == 200
+
+
+def test_a_sick_engine_does_not(running, start_gateway):
+    gateway = start_gateway(unhealthy_after=0.2)
+    running.engine.health = 503
     wait_until(lambda: not gateway.ready())
     assert "/health answers 503" in unavailable(gateway.chat())
     running.engine.health = 200
@@ -124,15 +126,15 @@ def test_killed_engine_ends_streams_and_answers_at_once(running, gateway):
     waiting.start()
     wait_until(lambda: len(running.engine.bodies) == 2)
     running.server.kill()
-    streaming.join(2)
-    waiting.join(2)
+    streaming.join(60)
+    waiting.join(60)
     assert last_events(outcomes[True].content)[1] == DONE
     assert "broke before the answer was complete" in unavailable(outcomes[False])
     wait_until(lambda: gateway.value("lychee_requests_in_flight") == 0)
 
 
 def test_silent_streams_end(running, start_gateway):
-    gateway = start_gateway(stream_idle_timeout=0.3)
+    gateway = start_gateway(stream_idle_timeout=1.0)
     running.engine.script = Script(events=[*chat_events()[:2], None])
     begun = gateway.chat(stream=True)
     running.engine.script = Script(events=[None])
@@ -145,10 +147,10 @@ def test_silent_streams_end(running, start_gateway):
 
 
 def test_silent_answers_end(running, start_gateway):
-    gateway = start_gateway(response_timeout=0.3)
+    gateway = start_gateway(response_timeout=1.0)
     running.engine.script = Script(pause=30)
     assert "silent" in unavailable(gateway.chat(), 504, "engine_timeout")
-    wait_until(lambda: running.engine.aborts)
+    wait_until(lambda: running.engine.aborts and running.engine.bodies)
     assert running.engine.aborts[0][0] == running.engine.bodies[0]["rid"]
 
 

@@ -83,7 +83,7 @@ def watched(limited, monkeypatch) -> Watched:
 
 def ask(gateway, **body) -> socket.socket:
     content = json.dumps({"messages": MESSAGES, **body}).encode()
-    connection = socket.create_connection(("127.0.0.1", gateway.server.port), timeout=20)
+    connection = socket.create_connection(("127.0.0.1", gateway.server.port), timeout=60)
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\nconnection: close\r\n"
     head += f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
     connection.sendall(head.encode() + content)
@@ -137,7 +137,7 @@ def test_a_caller_without_a_place_is_refused_before_its_body_is_read(limited, en
     first = ask(limited)
     with first:
         wait_until(lambda: engine.bodies)
-        with socket.create_connection(("127.0.0.1", limited.server.port), timeout=20) as second:
+        with socket.create_connection(("127.0.0.1", limited.server.port), timeout=60) as second:
             head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
             second.sendall(head.encode() + b"content-type: application/json\r\ncontent-length: 30000000\r\n\r\n")
             assert second.recv(65536).startswith(b"HTTP/1.1 429")

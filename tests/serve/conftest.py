@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 PROGRAMS = Path(__file__).parent / "programs"
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
@@ -29,12 +30,6 @@ def alive(pid: int) -> bool:
         return False
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Deployment:
     """A supervisor in a process of its own, over two scripted services."""
 
@@ -43,8 +38,14 @@ class Deployment:
         self.diary = folder / "diary"
         self.output = folder / "output"
         settings: dict[str, Any] = {"grace": grace, "start_timeout": start_timeout}
+        self._ports = contextlib.ExitStack()
         for name in ("engine", "gateway"):
-            settings[name] = {"port": free_port(), "diary": str(self.diary), **services.get(name, {})}
+            # held without listening, also while a service is started again: nobody else gets it, the service may
+            held = self._ports.enter_context(socket.socket())
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            held.bind(("127.0.0.1", 0))
+            port = int(held.getsockname()[1])
+            settings[name] = {"port": port, "diary": str(self.diary), **services.get(name, {})}
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, str(PROGRAMS / "supervise.py"), str(folder), json.dumps(settings)],
@@ -78,14 +79,15 @@ class Deployment:
     def wait_ready(self, times: int = 1) -> None:
         wait_for(lambda: len(self.said("ready")) >= times, f"ready {times} time(s): {self.output.read_text()}")
 
-    def wait_gone(self, seconds: float = 5.0) -> None:
-        wait_for(lambda: not any(alive(pid) for pid in self.all_pids()), "every process gone", seconds)
+    def wait_gone(self) -> None:
+        wait_for(lambda: not any(alive(pid) for pid in self.all_pids()), "every process gone")
 
     def stop(self, number: signal.Signals) -> int:
         self.process.send_signal(number)
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=60)
 
     def clean_up(self) -> None:
+        self._ports.close()
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()

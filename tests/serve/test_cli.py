@@ -181,10 +181,10 @@ def test_interrupted_while_it_makes_the_model(tmp_path: Path, number: signal.Sig
         assert process.stdout is not None
         assert "reading the packed model" in process.stdout.readline()
         process.send_signal(number)
-        assert process.wait(timeout=20) == 128 + number
+        assert process.wait(timeout=60) == 128 + number
         assert process.stderr is not None
         assert process.stderr.read() == ""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while _group_alive(process.pid):
         assert time.monotonic() < deadline, "the conversion goes on"
         time.sleep(0.05)

@@ -259,9 +259,9 @@ def test_an_engine_that_does_not_tell_its_load_keeps_no_other_from_being_asked(w
     silent, other = Asked(gate), Asked(gate)
     with serving(ThreadedServer(silent.app)) as first, serving(ThreadedServer(other.app)) as second:
         try:
-            with_policy(PRESSED, engine_urls=(first.url, second.url), health_timeout=60)
-            assert silent.asked.wait(20)
-            assert other.asked.wait(20)  # while the first has not answered
+            with_policy(PRESSED, engine_urls=(first.url, second.url), health_timeout=600)
+            assert silent.asked.wait(60)
+            assert other.asked.wait(60)  # while the first has not answered
         finally:
             gate.set()
 

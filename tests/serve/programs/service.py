@@ -47,4 +47,5 @@ grandchild = subprocess.Popen([sys.executable, "-c", GRANDCHILD])
 signal.signal(signal.SIGTERM, terminated)
 sys.stderr.write(f"{settings['name']} says hello\n")
 note("start", grandchild=grandchild.pid)
+http.server.ThreadingHTTPServer.allow_reuse_port = True  # the test holds it, and does not listen
 http.server.ThreadingHTTPServer(("127.0.0.1", settings["port"]), Handler).serve_forever()
