@@ -134,6 +134,9 @@ def reinforce(
     """Train compressor and reader together on the outcome; exit status 75: time was up, --resume goes on."""
     with one_line_errors():
         writable_folder(out)
+        from lychee_sgl.compressor.folder import read_description
+
+        read_description(compressor)  # a wrong folder is told before the model is read
         from lychee_sgl.compressor.corpus import PACKAGES
         from lychee_sgl.compressor.reinforce_run import ReinforceJob
         from lychee_sgl.compressor.reinforce_run import reinforce as run
@@ -168,8 +171,8 @@ def reinforce(
 def evaluate(
     model: Model,
     compressor: Annotated[Path, typer.Option(help="Folder of a training; the record goes into it")],
-    windows: Annotated[int, typer.Option(help="Windows of held-out text to reconstruct")] = 64,
-    questions: Annotated[int, typer.Option(help="Questions about facts in held-out text")] = 300,
+    windows: Annotated[int, typer.Option(min=2, help="Windows of held-out text to reconstruct")] = 64,
+    questions: Annotated[int, typer.Option(min=2, help="Questions about facts in held-out text")] = 300,
     seed: Annotated[int, typer.Option(help="Seed of both")] = 0,
     reader: Annotated[
         bool, typer.Option("--reader", help="Read with the reader's adapter of a reinforcement, not the plain model")
@@ -178,6 +181,9 @@ def evaluate(
 ) -> None:
     """Measure a compressor at its ratios against an untrained one, truncation, no text and all of it."""
     with one_line_errors():
+        from lychee_sgl.compressor.folder import read_description
+
+        read_description(compressor)  # a wrong folder is told before the model is read
         from lychee_sgl.compressor.run import EVALUATION, measure
 
         measure(
@@ -195,6 +201,9 @@ def merge(
 ) -> None:
     """Put the reader's adapter into the model's weights, and the compressor for them beside: what a server reads."""
     with one_line_errors():
+        from lychee_sgl.compressor.folder import read_description
+
+        read_description(compressor)  # a wrong folder is told before the model is read
         from lychee_sgl.compressor.merge import merge as run
 
         run(model, compressor, out, command=_command(model), say=say)

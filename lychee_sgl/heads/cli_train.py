@@ -190,10 +190,13 @@ def ablate(
         from lychee_sgl.heads.ablate.report import build_report, markdown
         from lychee_sgl.heads.ablate.work import UNFINISHED, Workshop
         from lychee_sgl.heads.checks import write_text
+        from lychee_sgl.heads.shapes import read_shape
         from lychee_sgl.heads.train.export import device_name
         from lychee_sgl.heads.train.run import chosen_device
 
         ablation = read_ablation(config)
+        read_shape(model)
+        chosen_device(device)
         out.mkdir(parents=True, exist_ok=True)
         until = None if minutes is None else started + 60 * minutes
         shop = Workshop(

@@ -212,6 +212,10 @@ def test_an_output_folder_that_is_a_file_is_refused_before_any_work(
         (("calibrate", "--url", "127.0.0.1:8001"), "--url is '127.0.0.1:8001'; allowed: an address such as http://"),
         (("demo", "--url", ""), "--url is ''; allowed: an address such as http://"),
         (("memory", "gate", "train", "--out", "g.json", "--local", "tpu"), "--local is 'tpu'; allowed: cpu, cuda"),
+        (
+            ("compressor", "evaluate", *SHIPPED, "--compressor", "there"),
+            "compressor is there; allowed: a folder that a training wrote ([Errno 2]",
+        ),
         (("plan-capacity", "--tp", "2"), "--tp is for one model; allowed: with --model"),
         (("eval", "run", "--config", "c", "--out", "o", "--url", "ftp://a"), "--url is 'ftp://a'; allowed: an address"),
     ],
