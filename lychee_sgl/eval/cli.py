@@ -35,17 +35,19 @@ def _main() -> None:
 
 
 class _Shown:
-    """A progress bar on the terminal, with the mean score and the errors so far."""
+    """Progress with the mean score and the errors so far: a bar in a terminal, else a line every tenth of the way."""
 
     def __init__(self, console: Console) -> None:
+        self._console = console
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console,
             disable=not console.is_terminal,
         )  # fmt: skip
         self._task: TaskID | None = None
+        self._text, self._total = "", 0
+        self._done, self._errors = 0, 0
         self._scores: list[float] = []
-        self._errors = 0
 
     def __enter__(self) -> _Shown:
         self._bar.start()
@@ -61,16 +63,24 @@ class _Shown:
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(text, total=total, note="")
+        self._text, self._total, self._done = text, total or 0, 0
+        if not self._console.is_terminal:
+            self._console.print(text, highlight=False)
 
     def advance(self, record: Record | None = None) -> None:
         """One step further."""
         if record is not None and record.score is not None:
             self._scores.append(record.score)
         self._errors += record is not None and record.error is not None
-        note = f"mean score {100 * sum(self._scores) / len(self._scores):.1f}" if self._scores else ""
-        note += f", {self._errors} errors" if self._errors else ""
+        mean = [f"mean score {100 * sum(self._scores) / len(self._scores):.1f}"] if self._scores else []
+        note = ", ".join([*mean, *([f"{self._errors} errors"] if self._errors else [])])
         assert self._task is not None
         self._bar.update(self._task, advance=1, note=note)
+        self._done += 1
+        tenth = self._done % max(1, self._total // 10) == 0 or self._done == self._total
+        if tenth and not self._console.is_terminal:
+            line = f"{self._text}: {self._done} of {self._total}" + (f", {note}" if note else "")
+            self._console.print(line, highlight=False, soft_wrap=True)
 
 
 def _fail(error: Exception, status: int = 1) -> typer.Exit:
