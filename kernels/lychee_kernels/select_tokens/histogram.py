@@ -2,8 +2,9 @@
 
 A weight's bin is the top of its float's bits, 32 bins for each factor of two. The last bin begins at or above 1/room,
 room being the positions that attention may choose: no more than that many weights are so large, they sum to 1. The
-first bin takes all weights that are 16 octaves smaller; over a context of n they sum to less than n / room * 2**-16. In
-between, the weights of one bin differ by less than 1/32 of themselves, and bins order as weights do.
+first bin takes all weights that are nearly 16 octaves smaller; over a context of n they sum to less than
+n / room * 2**-14. In between, the weights of one bin differ by less than 1/32 of themselves, and bins order as weights
+do.
 
 Sets bounded by `top_p` need the large weights as well: their bins are twice as wide, from 2**-32 to 1, and their masses
 are exact.
