@@ -31,8 +31,11 @@ def eval_gate(record: Record, file: str) -> str:
 def drift(record: Record, file: str) -> str:
     """How far sparse rows are from the dense one, early and late in an answer, and with a corrected cache."""
 
-    def told(one: dict[str, float] | None, digits: int = 4) -> str:
-        return "-" if one is None else f"{one['mean']:.{digits}f} \u00b1 {one['error']:.{digits}f}"
+    def told(one: dict[str, float] | None, unit: float = 1, digits: int = 3) -> str:
+        return "-" if one is None else f"{one['mean'] / unit:.{digits}f} \u00b1 {one['error'] / unit:.{digits}f}"
+
+    def nats(one: dict[str, float] | None) -> str:
+        return told(one, 1e-3, 2)
 
     rows = []
     for arm in record["arms"]:
@@ -40,8 +43,8 @@ def drift(record: Record, file: str) -> str:
         correction = f"every {arm['correction']}" if arm["correction"] else "none"
         rows.append(
             (
-                f"{arm['budget']:,}", correction, told(first), told(last), told(arm["grows"]["divergence"]),
-                told(arm["all"]["agreement"], 3), told(arm["all"]["recall"], 3),
+                f"{arm['budget']:,}", correction, nats(first), nats(last), nats(arm["grows"]["divergence"]),
+                told(arm["all"]["agreement"]), told(arm["all"]["recall"]),
             )
         )  # fmt: skip
     head = ("budget", "correction", "KL at first", "KL at last", "late less early", "same token", "recall")
@@ -50,7 +53,8 @@ def drift(record: Record, file: str) -> str:
     return (
         f"{record['model']} with its head plan on {asked['prompts']} traces of {asked['tokens']:,} tokens that the "
         f"dense model drew behind {asked['prompt_tokens']:,} tokens of prose. KL: of the next token's distribution "
-        f"from the dense one, in nats, over decoded tokens {points[0]['from']:,} to {points[0]['to']:,} and "
+        "from the dense one, in thousandths of a nat, over decoded tokens "
+        f"{points[0]['from']:,} to {points[0]['to']:,} and "
         f"{points[-1]['from']:,} to {points[-1]['to']:,}; *late less early*: the last quarter less the first; all with "
         "their standard error over traces.\n\n"
         f"{markdown(head, rows, left=2)}\n"
