@@ -68,7 +68,7 @@ class Sizes:
 
 TINY = Sizes(layers=3, hidden=128, queries=4, kv_heads=2, head_dim=64, intermediate=256, vocabulary=2048)
 """To try the comparison where there is no GPU."""
-GPU_ARGS = ("--mem-fraction-static", "0.3", "--cuda-graph-bs-decode", "1", "--disable-prefill-cuda-graph")
+GPU_ARGS = ("--mem-fraction-static", "0.8", "--cuda-graph-bs-decode", "1", "--disable-prefill-cuda-graph")
 
 
 @dataclass(frozen=True, slots=True)
