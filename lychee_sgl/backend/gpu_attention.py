@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -276,11 +277,12 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
     def _decode_rivals(
         self, queries: torch.Tensor, layer: RadixAttention, k_scale: float, v_scale: float
     ) -> torch.Tensor:
-        """A layer of a batch in which a request names a policy of its own: by the definition, row by row."""
+        """A layer of a batch in which a request names a policy of its own: in torch, all rows at once."""
         pool, number = self.token_to_kv_pool.get_kv_buffer(layer.layer_id), layer.layer_id
         # a factor of all keys is one of all scores, and one of all values one of the output
         scale = layer.scaling * k_scale
-        out = run_layer(self._rivals, queries, pool, self.heads[number], number, scale, hybrid_decode)
+        attend = partial(hybrid_decode, impl="batched")
+        out = run_layer(self._rivals, queries, pool, self.heads[number], number, scale, attend, batched=True)
         return (out * v_scale).to(queries.dtype).reshape(len(queries), -1)
 
     def _select(self, table: LayerTable, lse: torch.Tensor) -> None:

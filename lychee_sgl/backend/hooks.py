@@ -106,7 +106,7 @@ def around_graph_key(original: Callable[..., Any], graph_runner: Any, *args: Any
 
 
 def around_can_run_graph(original: Callable[..., Any], graph_runner: Any, *args: Any, **kwargs: Any) -> Any:
-    """Keeps a batch with a rival policy out of the graphs: such a step runs by the definition, in torch."""
+    """Keeps a batch with a rival policy out of the graphs: such a step runs in torch, with sets of any size."""
     backend = getattr(graph_runner.model_runner, "lychee", None)
     if backend is not None and backend.batch_has_rivals():
         return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -53,6 +53,8 @@ class DecodeStep:
         layer: int,
         sm_scale: float,
         attend: Attend,
+        *,
+        batched: bool = False,
     ) -> torch.Tensor:
         """Runs one layer for these rows.
 
@@ -63,6 +65,7 @@ class DecodeStep:
             layer: which layer.
             sm_scale: factor of the scores.
             attend: the implementation of `hybrid_decode`.
+            batched: choose the policies' sets for all rows at once, not row by row.
 
         Returns:
             [rows, H*G, D] of these rows.
@@ -73,7 +76,8 @@ class DecodeStep:
             result = attend(*pool, sm_scale)
         else:
             asked = PolicyRows(policy=self.policy, layer=layer, seeds=self.seeds)
-            result = policy_decode(*pool, asked, sm_scale, attend=attend)
+            impl: Literal["reference", "batched"] = "batched" if batched else "reference"
+            result = policy_decode(*pool, asked, sm_scale, attend=attend, impl=impl)
         self.attended += result.attended
         self.recall_sum += result.recall_sum
         self.recall_heads += result.recall_heads
@@ -181,13 +185,15 @@ def run_layer(
     layer: int,
     sm_scale: float,
     attend: Attend,
+    *,
+    batched: bool = False,
 ) -> torch.Tensor:
     """Runs one layer for the whole batch; see `DecodeStep.run`. Returns [B, H*G, D]."""
     if len(steps) == 1:
-        return steps[0].run(q, buffers, heads, layer, sm_scale, attend)
+        return steps[0].run(q, buffers, heads, layer, sm_scale, attend, batched=batched)
     out = torch.empty_like(q)
     for step in steps:
-        out[step.members] = step.run(q, buffers, heads, layer, sm_scale, attend)
+        out[step.members] = step.run(q, buffers, heads, layer, sm_scale, attend, batched=batched)
     return out
 
 

@@ -46,7 +46,7 @@ def hybrid_decode(
     *,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
-    impl: Literal["reference", "triton"] = "reference",
+    impl: Literal["reference", "batched", "triton"] = "reference",
 ) -> HybridDecode:
     """Decodes one layer with mixed head roles over SGLang's paged pool (DESIGN.md 2).
 
@@ -66,7 +66,7 @@ def hybrid_decode(
         sm_scale: factor of the scores, usually D ** -0.5.
         k_scale: a key is what the pool holds times this.
         v_scale: likewise a value.
-        impl: which implementation.
+        impl: which implementation: the definition, the same for all rows at once in torch, or Triton's kernels.
 
     Returns:
         Output, log-sum-exp and counts.
@@ -93,11 +93,15 @@ def hybrid_decode(
             from lychee_kernels.hybrid_decode import reference
 
             run = reference.hybrid_decode
+        case "batched":
+            from lychee_kernels.hybrid_decode import batched
+
+            run = batched.hybrid_decode
         case "triton":
             from lychee_kernels.hybrid_decode import triton
 
             run = triton.hybrid_decode
         case _:
-            raise ValueError(f"impl is {impl!r}, allowed: 'reference', 'triton'")
+            raise ValueError(f"impl is {impl!r}, allowed: 'reference', 'batched', 'triton'")
     pool = (k_buffer, v_buffer, kv_indptr, kv_indices)
     return run(q, *pool, heads, sets, rows, sm_scale, k_scale=k_scale, v_scale=v_scale)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from lychee_kernels.checks import check_shapes
 from lychee_kernels.hybrid_decode import HybridDecode, hybrid_decode
@@ -103,6 +103,7 @@ def policy_decode(
     sm_scale: float,
     *,
     attend: Attend = hybrid_decode,
+    impl: Literal["reference", "batched"] = "reference",
 ) -> HybridDecode:
     """Decodes one layer for rows that all have one policy; `hybrid_decode` but for who chooses, and by which score.
 
@@ -118,12 +119,13 @@ def policy_decode(
         policy: which policy, where, and the rows' seeds.
         sm_scale: factor of the scores, usually D ** -0.5.
         attend: what attends over sets that have been chosen; choosing itself is torch, on any device.
+        impl: the definition, row by row, or the same for all rows at once, which attends by itself.
 
     Returns:
         As `hybrid_decode`. `attended` counts what the policy has to read beside its sets, too.
 
     Raises:
-        ValueError: shapes disagree, the policy is `PLAN`, or a row's mode has no size of its own.
+        ValueError: shapes disagree, the policy is `PLAN`, a row's mode has no size of its own, or `impl` is unknown.
     """
     if policy.policy is Policy.PLAN:
         raise ValueError("policy is PLAN, allowed: any other; `hybrid_decode` decodes by plan")
@@ -133,8 +135,13 @@ def policy_decode(
     modes = sorted({Mode(mode) for mode in rows.mode.tolist()} - {*MODES})
     if modes:
         raise ValueError(f"mode is {modes[0].name.lower()}, allowed with a policy: topk, ratio")
-    from lychee_kernels.policies import reference
+    from lychee_kernels.policies import batched, reference
 
-    return reference.policy_decode(
-        q, k_buffer, v_buffer, kv_indptr, kv_indices, heads, sets, rows, policy, sm_scale, attend=attend
-    )
+    asked = (q, k_buffer, v_buffer, kv_indptr, kv_indices, heads, sets, rows, policy, sm_scale)
+    match impl:
+        case "reference":
+            return reference.policy_decode(*asked, attend=attend)
+        case "batched":
+            return batched.policy_decode(*asked)
+        case _:
+            raise ValueError(f"impl is {impl!r}, allowed: 'reference', 'batched'")

@@ -37,7 +37,7 @@ def page_scores(q: torch.Tensor, keys: torch.Tensor, sm_scale: float) -> torch.T
     return (bounds * sm_scale).softmax(-1).mean(1)[:, pages]
 
 
-def _mixed(x: torch.Tensor) -> torch.Tensor:
+def mixed(x: torch.Tensor) -> torch.Tensor:
     """Scrambles 32-bit numbers, held in int64."""
     x = x ^ (x >> 16)
     x = (x * 0x7FEB352D) & _WORD
@@ -50,9 +50,9 @@ def random_scores(seed: int, length: int, layer: int, head: int, *, device: torc
     """24 random bits for every position, the same for the same numbers on every device: [n], exact in float32."""
     key = torch.zeros(1, dtype=torch.int64, device=device)
     for part in (seed, length, layer, head):
-        key = _mixed((key + part + 1) & _WORD)
+        key = mixed((key + part + 1) & _WORD)
     position = torch.arange(length, dtype=torch.int64, device=device)
-    return (_mixed((_mixed(position) + key) & _WORD) >> 8).float()
+    return (mixed((mixed(position) + key) & _WORD) >> 8).float()
 
 
 def block_scores(weights: torch.Tensor, sinks: int, recent: int) -> torch.Tensor:

@@ -1,0 +1,159 @@
+"""Rows of a decode batch side by side, padded to the longest of them: attention in torch without a loop over rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lychee_kernels.layout import DecodeRows, TokenSets
+
+PART_ENTRIES = 1 << 28
+"""Numbers of keys that are laid out at a time, at most, unless a single row has more: 1 GiB in float32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Some rows of a batch; b of them, the longest with n tokens.
+
+    Attributes:
+        rows: their places in the batch.
+        lengths: int64 [b], on the device of the pool.
+        real: bool [b, n], which positions a row has.
+        keys: [b, n, H, D], in the dtype that is computed in; what a row does not have is some other key.
+        values: likewise.
+    """
+
+    rows: slice
+    lengths: torch.Tensor
+    real: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def scores(self, q: torch.Tensor, sm_scale: float) -> torch.Tensor:
+        """Scaled scores of q [b, H, G, D]: [b, H, G, n], -inf where a row has no token."""
+        found = torch.einsum("bhgd,bnhd->bhgn", q, self.keys) * sm_scale
+        return found.masked_fill(~self.real[:, None, None], -torch.inf)
+
+
+def _laid_out(buffer: torch.Tensor, slots: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
+    """Entries of a pool, [*slots, H, D]; those of eight bits travel as bytes, which can be indexed anywhere."""
+    raw = buffer.view(torch.uint8) if buffer.itemsize == 1 else buffer
+    return raw[slots].view(buffer.dtype).to(dtype) * scale
+
+
+def parts(
+    k_buffer: torch.Tensor,
+    v_buffer: torch.Tensor,
+    kv_indptr: torch.Tensor,
+    kv_indices: torch.Tensor,
+    *,
+    k_scale: float,
+    v_scale: float,
+    dtype: torch.dtype,
+) -> Iterator[Part]:
+    """Lays out the rows of a batch, as many at a time as `PART_ENTRIES` lets.
+
+    Args:
+        k_buffer: [slots, H, D].
+        v_buffer: [slots, H, D].
+        kv_indptr: [B+1]; the slot of position p of row b is `kv_indices[kv_indptr[b] + p]`.
+        kv_indices: [sum of lengths].
+        k_scale: a key is what the pool holds times this.
+        v_scale: likewise a value.
+        dtype: to compute in.
+    """
+    starts: list[int] = kv_indptr.tolist()
+    lengths = [end - start for start, end in pairwise(starts)]
+    entry = k_buffer.shape[1] * k_buffer.shape[2]
+    first = 0
+    while first < len(lengths):
+        last, longest = first + 1, lengths[first]
+        while last < len(lengths):
+            longer = max(longest, lengths[last])
+            if (last + 1 - first) * longer * entry > PART_ENTRIES:
+                break
+            last, longest = last + 1, longer
+        begin, mine = kv_indptr[first:last].long(), kv_indptr[first : last + 1].diff().long()
+        position = torch.arange(longest, device=kv_indices.device)
+        real = position < mine[:, None]
+        slots = kv_indices[(begin[:, None] + position).where(real, begin[:, None])].long()
+        yield Part(
+            rows=slice(first, last),
+            lengths=mine,
+            real=real,
+            keys=_laid_out(k_buffer, slots, k_scale, dtype),
+            values=_laid_out(v_buffer, slots, v_scale, dtype),
+        )
+        first = last
+
+
+def members(sets: TokenSets, rows: slice, roots: list[int], positions: int) -> torch.Tensor:
+    """Which positions are in the sets of these roots: bool [b, len(roots), positions]."""
+    chosen = sets.positions[rows][:, roots].long()
+    held = torch.arange(chosen.shape[2], device=chosen.device) < sets.counts[rows][:, roots, None]
+    found = torch.zeros((*chosen.shape[:2], positions + 1), dtype=torch.bool, device=chosen.device)
+    return found.scatter_(2, chosen.where(held, positions), value=True)[..., :positions]
+
+
+def keep(sets: TokenSets, rows: slice, root: int, chosen: torch.Tensor) -> None:
+    """Writes one root's sets, given as bool [b, n]; none may have more positions than the sets' capacity."""
+    capacity = sets.positions.shape[2]
+    place = (chosen.cumsum(1) - 1).clamp(max=capacity).where(chosen, capacity)
+    kept = torch.full((len(chosen), capacity + 1), -1, dtype=torch.int32, device=chosen.device)
+    position = torch.arange(chosen.shape[1], dtype=torch.int32, device=chosen.device)
+    sets.positions[rows, root] = kept.scatter_(1, place, position.expand_as(chosen))[:, :capacity]
+    sets.counts[rows, root] = chosen.sum(1).to(torch.int32)
+
+
+@dataclass(slots=True, kw_only=True)
+class Sums:
+    """What a layer gives for the whole batch, filled part by part; see `HybridDecode`."""
+
+    out: torch.Tensor
+    lse: torch.Tensor
+    attended: torch.Tensor
+    recall_sum: torch.Tensor
+    recall_heads: torch.Tensor
+
+    @classmethod
+    def empty(cls, grouped: torch.Tensor) -> Sums:
+        """For queries [B, H, G, D]."""
+        batch, device = grouped.shape[0], grouped.device
+        return cls(
+            out=torch.zeros_like(grouped),
+            lse=torch.full(grouped.shape[:3], -torch.inf, dtype=grouped.dtype, device=device),
+            attended=torch.zeros(batch, dtype=torch.int64, device=device),
+            recall_sum=torch.zeros(batch, dtype=torch.float64, device=device),
+            recall_heads=torch.zeros(batch, dtype=torch.int64, device=device),
+        )
+
+    def add(
+        self, part: Part, scores: torch.Tensor, allowed: torch.Tensor, sparse: torch.Tensor, rows: DecodeRows
+    ) -> None:
+        """Attends.
+
+        Args:
+            part: the rows.
+            scores: [b, H, G, n], of all their positions.
+            allowed: bool [b, H, n], what each head reads; all of it in a row that is dense.
+            sparse: bool [H], whose recall is measured in rows that are audited and not dense.
+            rows: of the whole batch.
+        """
+        here = part.rows
+        read = scores.masked_fill(~allowed[:, :, None], -torch.inf)
+        lse = read.logsumexp(-1)
+        # a head that reads nothing has no largest score to subtract: its weights are then exp(-inf)
+        weights = (read - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp()
+        self.out[here] = torch.einsum("bhgn,bnhd->bhgd", weights, part.values)
+        self.lse[here] = lse
+        self.attended[here] = allowed.sum((1, 2))
+        counted = sparse & (rows.audit & ~rows.dense)[here, None]
+        held = (lse - scores.logsumexp(-1)).double().exp().mean(2)
+        self.recall_sum[here] = held.where(counted, 0.0).sum(1)
+        self.recall_heads[here] = counted.sum(1)

@@ -1,0 +1,118 @@
+"""The policies for all rows at once, in torch: the definition's scores and sets, without a loop over rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from lychee_kernels.hybrid_decode.batched import decoded, grouped_queries, handed_down, rows_of
+from lychee_kernels.padded import Sums, keep
+from lychee_kernels.policies.api import BLOCK, PAGE, Policy, PolicyRows
+from lychee_kernels.policies.reference import mixed
+from lychee_kernels.select_tokens.batched import Bounds, bounds, choose
+
+if TYPE_CHECKING:
+    from lychee_kernels.hybrid_decode import HybridDecode
+    from lychee_kernels.layout import DecodeRows, LayerHeads, TokenSets
+    from lychee_kernels.padded import Part
+
+_WORD = 0xFFFFFFFF
+
+
+def page_scores(part: Part, q: torch.Tensor, sm_scale: float) -> torch.Tensor:
+    """Bounds of the pages as weights of their positions, q [b, H, G, D]: [b, H, n]."""
+    rows, length, *entry = part.keys.shape
+    missing = -length % PAGE
+    pages = torch.nn.functional.pad(part.real, (0, missing)).view(rows, -1, PAGE)
+
+    def extreme(fill: float) -> torch.Tensor:
+        known = part.keys.masked_fill(~part.real[..., None, None], fill)
+        padded = torch.nn.functional.pad(known, (0, 0, 0, 0, 0, missing), value=fill).view(rows, -1, PAGE, *entry)
+        found = padded.amin(2) if fill > 0 else padded.amax(2)
+        return found.masked_fill(~pages.any(2)[..., None, None], 0.0)
+
+    low, high = extreme(torch.inf), extreme(-torch.inf)
+    found = torch.einsum("bhgd,bphd->bhgp", q.clamp(min=0), high) + torch.einsum("bhgd,bphd->bhgp", q.clamp(max=0), low)
+    found = (found * sm_scale).masked_fill(~pages.any(2)[:, None, None], -torch.inf)
+    return found.softmax(-1).mean(2).repeat_interleave(PAGE, -1)[..., :length]
+
+
+def random_scores(seeds: torch.Tensor, part: Part, layer: int, heads: range) -> torch.Tensor:
+    """The definition's draws for every row and head, float32 [b, H, n]; seeds int64 [b]."""
+    head = torch.arange(heads.start, heads.stop, device=seeds.device)
+    key = torch.zeros((len(seeds), len(heads)), dtype=torch.int64, device=seeds.device)
+    for number in (seeds[:, None], part.lengths[:, None], layer, head):
+        key = mixed((key + number + 1) & _WORD)
+    position = mixed(torch.arange(part.real.shape[1], dtype=torch.int64, device=seeds.device))
+    return (mixed((position + key[..., None]) & _WORD) >> 8).float()
+
+
+def block_scores(weights: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Weights [b, H, n] as the sums over their blocks, without the kept positions, bool [b, n]."""
+    length = weights.shape[2]
+    counted = torch.nn.functional.pad(weights.masked_fill(kept[:, None], 0.0), (0, -length % BLOCK))
+    return counted.unflatten(2, (-1, BLOCK)).sum(-1).repeat_interleave(BLOCK, -1)[..., :length]
+
+
+def _scores(
+    policy: PolicyRows, part: Part, q: torch.Tensor, scores: torch.Tensor, sized: Bounds, sm_scale: float
+) -> torch.Tensor:
+    """What the policy weighs positions by, [b, H, n]; scores [b, H, G, n]."""
+    match policy.policy:
+        case Policy.WINDOW:
+            return torch.arange(scores.shape[3], device=q.device, dtype=q.dtype).expand(*q.shape[:2], -1)
+        case Policy.RANDOM:
+            seeds = torch.tensor(policy.seeds[part.rows], dtype=torch.int64, device=q.device)
+            heads = range(policy.first_head, policy.first_head + q.shape[1])
+            return random_scores(seeds, part, policy.layer, heads)
+        case Policy.QUEST:
+            return page_scores(part, q, sm_scale)
+        case Policy.BLOCK:
+            return block_scores(scores.softmax(-1).mean(2), sized.kept)
+        case _:
+            return scores.softmax(-1).mean(2)
+
+
+def policy_decode(
+    q: torch.Tensor,
+    k_buffer: torch.Tensor,
+    v_buffer: torch.Tensor,
+    kv_indptr: torch.Tensor,
+    kv_indices: torch.Tensor,
+    heads: LayerHeads,
+    sets: TokenSets,
+    rows: DecodeRows,
+    policy: PolicyRows,
+    sm_scale: float,
+) -> HybridDecode:
+    """See `lychee_kernels.policies.policy_decode`."""
+    kv_heads = k_buffer.shape[1]
+    grouped = grouped_queries(q, kv_heads)
+    sums = Sums.empty(grouped)
+    everything = policy.layer < policy.policy.dense_layers
+    writers = [head for head in range(kv_heads) if heads.writes[head] >= 0]
+    beside = torch.zeros_like(sums.attended)
+    for part in rows_of(grouped, k_buffer, v_buffer, kv_indptr, kv_indices):
+        here, mine = part.rows, grouped[part.rows]
+        scores = part.scores(mine, sm_scale)
+        sized = bounds(rows, here, part.lengths, scores.shape[3])
+        if policy.policy.by_plan:
+            sums.add(part, scores, *handed_down(part, heads, sets, rows), rows)
+            if writers:
+                weighed = _scores(policy, part, mine, scores, sized, sm_scale)[:, writers]
+                chosen = choose(weighed, part.real, sized) & ~rows.dense[here, None, None]
+                for column, head in enumerate(writers):
+                    keep(sets, here, heads.writes[head], chosen[:, column])
+            continue
+        sparse = torch.full((kv_heads,), not everything, device=q.device)
+        allowed = part.real[:, None].expand(-1, kv_heads, -1)
+        if not everything:
+            chosen = choose(_scores(policy, part, mine, scores, sized, sm_scale), part.real, sized)
+            allowed = allowed & (chosen | rows.dense[here, None, None])
+            if policy.policy is Policy.QUEST:
+                pages = -(-part.lengths // PAGE) * kv_heads
+                beside[here] = pages.masked_fill(rows.dense[here], 0)
+        sums.add(part, scores, allowed, sparse, rows)
+    sums.attended += beside
+    return decoded(sums, q)
