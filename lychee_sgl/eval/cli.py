@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -151,7 +152,7 @@ def _send_as(name: str) -> Literal["lychee", "custom_params"]:
 def _facts() -> dict[str, str]:
     from lychee_sgl import __version__
 
-    command = " ".join(["lychee-sgl", "eval", *sys.argv[2:]])
+    command = shlex.join(["lychee-sgl", "eval", *sys.argv[2:]])
     return {"command": command, "date": time.strftime("%Y-%m-%d"), "lychee_sgl": __version__}
 
 

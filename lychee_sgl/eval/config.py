@@ -52,6 +52,8 @@ class Arm(_Strict):
         at: the budget, as a share of the context, at which it is compared with others in plots; default: the `value`
             of the mode `ratio`. For a policy that reads other things beside its sets, so that the same share would
             not be the same bytes.
+        plan: name of the head plan that the server has to have for this arm; default: any. A plan goes by the engine
+            and not by the request: asked of another engine, the arm would bear a wrong name.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Arm(_Strict):
     custom_params: dict[str, Scalar] | None = None
     body: dict[str, Any] = {}
     at: float | None = Field(default=None, gt=0, le=1)
+    plan: str | None = None
 
     def fields(self, send_as: Literal["lychee", "custom_params"]) -> dict[str, Any]:
         """Fields of the request."""

@@ -102,6 +102,7 @@ async def _run(settings: Settings, target: Target, folder: Path, progress: Progr
         progress.stage("asking the server what it is")
         model = target.model or await asker.model()
         server = await asker.facts()
+        _check_plans(settings.arms, server)
         store.open(identity_of(settings, model, server), {**facts, "server": server, "url": target.url})
         samples = store.samples()
         if samples is None:
@@ -148,6 +149,19 @@ def identity_of(settings: Settings, model: str, server: dict[str, Any]) -> dict[
         "material": fingerprints(settings),
         "ruler": COMMIT,
     }
+
+
+def _check_plans(arms: Sequence[Arm], server: dict[str, Any]) -> None:
+    """Refuse an arm that is of another head plan than the server's."""
+    plan = server.get("plan")
+    there = plan.get("name") if isinstance(plan, dict) else None
+    for arm in arms:
+        if arm.plan not in (None, there):
+            has = "names no head plan" if there is None else f"has {there!r}"
+            raise EvalError(
+                f"arm {arm.name!r}: plan is {arm.plan!r}, and the server {has}; take arms that fit it by --arm, or an "
+                "engine with this plan (LYCHEE_HEADS)"
+            )
 
 
 async def _counter(asker: Asker, settings: Settings, target: Target, model: str) -> ServerTokens | LocalTokens:

@@ -45,7 +45,7 @@ class Oracle:
         self.answer: Callable[[str, dict[str, Any]], str] = lambda text, body: read(text)
         self.reason: Callable[[dict[str, Any]], str] = lambda body: "stop"
         self.raw = False
-        self.plan = {"name": "tiny", "sha256": "ab"}
+        self.plan: dict[str, str] | None = {"name": "tiny", "sha256": "ab"}
         self.counts: Counter[str] = Counter()
         self.asked = threading.Event()
         self.app = Starlette(

@@ -37,12 +37,12 @@ def test_the_definition_that_was_read_is_named() -> None:
     assert f"NVIDIA/RULER at commit `{COMMIT}`" in README
 
 
-@pytest.mark.parametrize("name", ["smollm2-135m", "gate"])
+@pytest.mark.parametrize("name", ["smollm2-135m", "smollm2-135m-plans", "gate"])
 def test_committed_configurations_can_be_read(name: str) -> None:
     settings = read_settings(ROOT / "docs" / "eval" / f"{name}.yaml")
     known = {entry.name for entry in catalogue()}
     assert {task.name for task in settings.tasks} <= known
-    assert all(arm.share is not None for arm in settings.arms if arm.name != "dense")
+    assert all(arm.share is not None for arm in settings.arms if arm.policy != "dense")
 
 
 def test_budgets_of_the_full_table_are_the_same_bytes() -> None:
@@ -62,3 +62,11 @@ def test_budgets_of_the_full_table_are_the_same_bytes() -> None:
     assert {at: len(shares) for at, shares in found.items()} == {1 / 16: 6, 1 / 8: 6, 1 / 4: 6}
     for shares in found.values():
         assert max(shares) - min(shares) < 1e-3
+
+
+def test_runs_of_both_full_configurations_stand_side_by_side() -> None:
+    one, other = (
+        read_settings(ROOT / "docs" / "eval" / f"{name}.yaml") for name in ("smollm2-135m", "smollm2-135m-plans")
+    )
+    assert one.model_copy(update={"arms": other.arms}) == other
+    assert not {arm.name for arm in one.arms} & {arm.name for arm in other.arms}

@@ -286,6 +286,22 @@ def test_another_head_plan_is_another_run(oracle: tuple[Oracle, str], tmp_path: 
         run(wanted, Target(url=url), tmp_path, silent, {})
 
 
+@pytest.mark.parametrize("has", [{"name": "tiny", "sha256": "ab"}, None])
+def test_an_arm_of_another_head_plan_is_refused_before_anything_is_asked(
+    oracle: tuple[Oracle, str], tmp_path: Path, silent: Silent, has: dict[str, str] | None
+) -> None:
+    server, url = oracle
+    server.plan = has
+    told = "has 'tiny'" if has else "names no head plan"
+    wanted = settings(arms=[*ONE, {"name": "other 1/8", "lychee": {"budget": 8}, "plan": "other"}], samples=1)
+    with pytest.raises(EvalError, match=f"arm 'other 1/8': plan is 'other', and the server {told}"):
+        run(wanted, Target(url=url), tmp_path / "out", silent, {})
+    assert not (tmp_path / "out").exists()  # nor is a sample made
+    assert server.bodies == []
+    server.plan = {"name": "other", "sha256": "cd"}
+    assert run(wanted, Target(url=url), tmp_path / "out", silent, {}).errors == 0
+
+
 def test_a_torn_last_line_is_asked_for_again_and_a_broken_one_is_refused(
     oracle: tuple[Oracle, str], tmp_path: Path, silent: Silent
 ) -> None:
