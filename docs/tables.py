@@ -17,7 +17,7 @@ from tables_cpu import cpu_speed, demo, gateway, questions, recall_hold, start
 from tables_eval import drift, eval_gate
 from tables_gpu import gpu_attention, gpu_engine, gpu_engine_more, gpu_ranks
 from tables_memory import memory_arms, memory_gate
-from tables_plans import plans
+from tables_plans import plans, step_times
 from tables_router import router_engines
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ TABLES: dict[str, tuple[str, Callable[[Record, str], str]]] = {
     "gpu-attention": ("gpu-attention.json", gpu_attention),
     "gpu-engine-qwen3": ("gpu-engine-qwen3.json", gpu_engine_more),
     "plans": ("plans.json", plans),
+    "step-times": ("step-times.json", step_times),
     "gateway": ("gateway.json", gateway),
     "recall-hold": ("recall-hold.json", recall_hold),
     "eval-gate": ("eval-gate.json", eval_gate),

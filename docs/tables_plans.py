@@ -41,3 +41,28 @@ def plans(record: Record, file: str) -> str:
         f"Again: `{record['command']}`. Data: [{file}](../../docs/measurements/{file}).\n",
     )
     return "\n".join(parts)
+
+
+RECIPE_STEPS = 400
+"""Of the trainings above; a larger model's gates have as few numbers."""
+
+
+def step_times(record: Record, file: str) -> str:
+    """What a step takes on the shapes of larger models, and a training at that pace."""
+    lines = [
+        f"| {run['model']} | {run['seconds']['median']:.1f} s | {run['peak_bytes'] / 2**30:.1f} GiB "
+        f"| {RECIPE_STEPS * run['seconds']['median'] / 60:.0f} minutes |"
+        for run in record["runs"]
+    ]
+    first = record["runs"][0]
+    settings = first["settings"]
+    parts = (
+        f"A step on prompts of {first['prompt']:,} tokens with answers of {first['answer']}, {settings['draws']} draws of "
+        f"the gates, {settings['retrieval']} retrieval heads, a budget of {settings['budget']:,}, {first['dtype']}:\n",
+        f"| model | a step | most memory | {RECIPE_STEPS} steps |",
+        "|---|---|---|---|",
+        *lines,
+        f"\n{first['device']}, {record['date']}, {settings['sources']} sources. Again: `{first['command']}`. "
+        f"Data: [{file}](../../docs/measurements/{file}).\n",
+    )
+    return "\n".join(parts)

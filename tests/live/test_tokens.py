@@ -170,7 +170,9 @@ def test_an_answer_that_ends_with_its_first_token_leaves_its_prompt_in_the_cache
     assert lychee.generate(prompt, budget=100, tokens=3).cached == lychee.whole_pages(len(prompt) - 1)
 
 
-def test_dense_after_sparse_equals_dense_on_an_empty_cache(lychee: Client) -> None:
+def test_dense_after_sparse_equals_dense_on_an_empty_cache(
+    lychee: Client, stock_answers: tuple[list[Answer], float]
+) -> None:
     prompt = passage(700, seed=78)
     lychee.flush()
     first = lychee.generate(prompt, budget="dense")
@@ -178,9 +180,10 @@ def test_dense_after_sparse_equals_dense_on_an_empty_cache(lychee: Client) -> No
     lychee.generate(prompt, budget=64)
     second = lychee.generate(prompt, budget="dense")
     assert second.cached == lychee.whole_pages(len(prompt) - 1)
-    # the last prompt token alone is computed again: the same numbers but for the order of sums
-    at = first_difference(first, second)
-    assert at is None or near_tie(first, second, 0.25)[0]
+    # The last prompt token alone is computed again: the same numbers but for the order of sums; with fewer bits in the
+    # cache than in the prefill, for those bits too. Stock's own answers change as much, and say how much that is.
+    allowed = max(0.25, stock_answers[1])
+    assert first_difference(first, second) is None or near_tie(first, second, allowed)[0]
 
 
 def test_everything_is_given_back(lychee: Client) -> None:
