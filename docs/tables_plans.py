@@ -57,8 +57,8 @@ def step_times(record: Record, file: str) -> str:
     first = record["runs"][0]
     settings = first["settings"]
     parts = (
-        f"A step on prompts of {first['prompt']:,} tokens with answers of {first['answer']}, {settings['draws']} draws of "
-        f"the gates, {settings['retrieval']} retrieval heads, a budget of {settings['budget']:,}, {first['dtype']}:\n",
+        f"A step on prompts of {first['prompt']:,} tokens with answers of {first['answer']}, {settings['draws']} draws "
+        f"of the gates, {settings['retrieval']} retrieval heads, budget {settings['budget']:,}, {first['dtype']}:\n",
         f"| model | a step | most memory | {RECIPE_STEPS} steps |",
         "|---|---|---|---|",
         *lines,
