@@ -1,12 +1,14 @@
-"""Draws the GPU's measurements: `python docs/plots.py` writes docs/images/gpu.png."""
+"""Draws the GPU's measurements: `python docs/plots.py` writes docs/images/gpu.png and policies.png."""
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 DOCS = Path(__file__).parent
 KERNELS = {
@@ -53,8 +55,54 @@ def _split(axes: Any, record: dict[str, Any]) -> None:
     axes.set_title("Where the attention's time goes", fontsize=9)
 
 
+GROUPS = (
+    ("the head plan", ("plan",)),
+    ("other head plans", ("cover-effect", "l1-measured", "kuma-same-index", "heuristic", "layerwise-measured")),
+    ("other policies", ("oracle", "block", "quest", "window", "random")),
+)
+
+
+def _policies(axes: Any, record: dict[str, Any]) -> None:
+    """Distance from dense with its interval, an arm a row; a budget a colour."""
+    shades = {"1/4": "#8fbcd0", "1/8": "#2f6f8f", "1/16": "#143747"}
+    row, names = 0, []
+    for _, group in GROUPS:
+        for name in group:
+            for budget, colour in shades.items():
+                arm = record["over_able"].get(f"{name} {budget}")
+                if arm is None or record["without_answers"].get(f"{name} {budget}"):
+                    continue
+                mean, low, high = (100 * part for part in arm["distance"])
+                axes.plot([low, high], [row, row], color=colour, linewidth=2)
+                axes.plot([mean], [row], "o", color=colour, markersize=5)
+                names.append(f"{name} {budget} ({arm['attended'][0]:.0%} read)")
+                row += 1
+        row += 1
+        names.append("")
+    axes.axvline(0, color="#555", linewidth=0.8)
+    axes.set_yticks(range(len(names) - 1), names[:-1], fontsize=8)
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    axes.set_xlabel("points against dense, tasks that dense can do; 95% intervals", fontsize=8)
+
+
+def _saved(figure: Figure, name: str) -> None:
+    """As few colours as pictures of this kind have."""
+    with io.BytesIO() as raw:
+        figure.savefig(raw, dpi=110, format="png")
+        Image.open(raw).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(
+            DOCS / "images" / name, optimize=True
+        )
+
+
 def main() -> None:
-    """Write the picture."""
+    """Write the pictures."""
+    shown = Figure(figsize=(7, 5), layout="constrained")
+    below = shown.subplots()
+    _policies(below, json.loads((DOCS / "measurements" / "eval-policies.json").read_text(encoding="utf-8")))
+    below.spines[["top", "right"]].set_visible(False)
+    below.tick_params(labelsize=8)
+    _saved(shown, "policies.png")
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     _speedups(left, json.loads((DOCS / "measurements" / "gpu-engine.json").read_text(encoding="utf-8")))
@@ -62,7 +110,7 @@ def main() -> None:
     for axes in (left, right):
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(DOCS / "images" / "gpu.png", dpi=110)
+    _saved(figure, "gpu.png")
 
 
 if __name__ == "__main__":

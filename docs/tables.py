@@ -18,6 +18,7 @@ from tables_eval import drift, eval_gate
 from tables_gpu import gpu_attention, gpu_engine, gpu_engine_more, gpu_ranks
 from tables_memory import memory_arms, memory_gate
 from tables_plans import plans, step_times
+from tables_policies import policies
 from tables_router import router_engines
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ TABLES: dict[str, tuple[str, Callable[[Record, str], str]]] = {
     "gateway": ("gateway.json", gateway),
     "recall-hold": ("recall-hold.json", recall_hold),
     "eval-gate": ("eval-gate.json", eval_gate),
+    "policies": ("eval-policies.json", policies),
     "drift": ("drift.json", drift),
     "memory-gate-words": ("memory-gate-words.json", memory_gate),
     "memory-gate": ("memory-gate.json", memory_gate),

@@ -44,7 +44,8 @@ def questions(record: Record, file: str) -> str:
         f"{counts['questions']} other questions, over texts of {min(sizes):,} to {max(sizes):,} tokens, asked dense "
         f"and without the field (budget {' or '.join(budgets)}): "
         f"**{counts['same_answer']} of {counts['questions']}** default answers are "
-        f"the dense answer, {counts['same_text']} of them word for word.\n"
+        f"the dense answer, {counts['same_text']} of them word for word. The same are two answers that give the number "
+        "asked for, or the same wrong one, or none ([compare.py](lychee_sgl/demo/compare.py)).\n"
         f"Dense finds {counts['dense_correct']} of the numbers, the default {counts['default_correct']}; "
         f"it reads {percent(sum(shares) / len(shares) if shares else None)} of the KV entries on average.\n"
     )
