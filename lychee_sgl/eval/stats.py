@@ -34,7 +34,7 @@ class Estimate:
 
     def as_list(self) -> list[float | None]:
         """Value, low and high, rounded, for JSON."""
-        return [None if x is None else round(x, 5) for x in (self.value, self.low, self.high)]
+        return [None if x is None else round(x, 5) + 0.0 for x in (self.value, self.low, self.high)]
 
 
 def share(scores: Sequence[float]) -> Estimate:
