@@ -1,16 +1,19 @@
-"""Rows of a decode batch side by side, padded to the longest of them: attention in torch without a loop over rows."""
+"""Rows of a decode batch side by side, padded to the longest of them: attention in torch without a loop over rows.
+
+How rows lie beside each other is the same in all layers of a step, so it is found once. After that nothing waits for
+the device: where several processes share one, each wait is a turn of all of them.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from lychee_kernels.layout import DecodeRows, TokenSets
 
 PART_ENTRIES = 1 << 28
@@ -25,53 +28,25 @@ class Part:
         rows: their places in the batch.
         lengths: int64 [b], on the device of the pool.
         real: bool [b, n], which positions a row has.
-        keys: [b, n, H, D], in the dtype that is computed in; what a row does not have is some other key.
-        values: likewise.
+        slots: int64 [b, n], where their entries are in the pool; another of the row's slots where it has no token.
     """
 
     rows: slice
     lengths: torch.Tensor
     real: torch.Tensor
-    keys: torch.Tensor
-    values: torch.Tensor
-
-    def scores(self, q: torch.Tensor, sm_scale: float) -> torch.Tensor:
-        """Scaled scores of q [b, H, G, D]: [b, H, G, n], -inf where a row has no token."""
-        found = torch.einsum("bhgd,bnhd->bhgn", q, self.keys) * sm_scale
-        return found.masked_fill(~self.real[:, None, None], -torch.inf)
+    slots: torch.Tensor
 
 
-def _laid_out(buffer: torch.Tensor, slots: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
-    """Entries of a pool, [*slots, H, D]; those of eight bits travel as bytes, which can be indexed anywhere."""
-    raw = buffer.view(torch.uint8) if buffer.itemsize == 1 else buffer
-    return raw[slots].view(buffer.dtype).to(dtype) * scale
-
-
-def parts(
-    k_buffer: torch.Tensor,
-    v_buffer: torch.Tensor,
-    kv_indptr: torch.Tensor,
-    kv_indices: torch.Tensor,
-    *,
-    k_scale: float,
-    v_scale: float,
-    dtype: torch.dtype,
-) -> Iterator[Part]:
-    """Lays out the rows of a batch, as many at a time as `PART_ENTRIES` lets.
+def parts_of(kv_indptr: torch.Tensor, kv_indices: torch.Tensor, entry: int) -> list[Part]:
+    """Lays the rows of a batch beside each other, as many at a time as `PART_ENTRIES` lets.
 
     Args:
-        k_buffer: [slots, H, D].
-        v_buffer: [slots, H, D].
         kv_indptr: [B+1]; the slot of position p of row b is `kv_indices[kv_indptr[b] + p]`.
         kv_indices: [sum of lengths].
-        k_scale: a key is what the pool holds times this.
-        v_scale: likewise a value.
-        dtype: to compute in.
+        entry: numbers of a token's keys in a layer, H * D.
     """
-    starts: list[int] = kv_indptr.tolist()
-    lengths = [end - start for start, end in pairwise(starts)]
-    entry = k_buffer.shape[1] * k_buffer.shape[2]
-    first = 0
+    lengths = [end - start for start, end in pairwise(kv_indptr.tolist())]
+    found, first = [], 0
     while first < len(lengths):
         last, longest = first + 1, lengths[first]
         while last < len(lengths):
@@ -83,18 +58,31 @@ def parts(
         position = torch.arange(longest, device=kv_indices.device)
         real = position < mine[:, None]
         slots = kv_indices[(begin[:, None] + position).where(real, begin[:, None])].long()
-        yield Part(
-            rows=slice(first, last),
-            lengths=mine,
-            real=real,
-            keys=_laid_out(k_buffer, slots, k_scale, dtype),
-            values=_laid_out(v_buffer, slots, v_scale, dtype),
-        )
+        found.append(Part(rows=slice(first, last), lengths=mine, real=real, slots=slots))
         first = last
+    return found
 
 
-def members(sets: TokenSets, rows: slice, roots: list[int], positions: int) -> torch.Tensor:
-    """Which positions are in the sets of these roots: bool [b, len(roots), positions]."""
+def entries(buffer: torch.Tensor, slots: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
+    """Entries of a pool, [*slots, H, D]; those of eight bits travel as bytes, which can be indexed anywhere."""
+    raw = buffer.view(torch.uint8) if buffer.itemsize == 1 else buffer
+    return raw[slots].view(buffer.dtype).to(dtype) * scale
+
+
+def scores_of(part: Part, q: torch.Tensor, keys: torch.Tensor, sm_scale: float) -> torch.Tensor:
+    """Scaled scores, q [b, H, G, D] over keys [b, n, H, D]: [b, H, G, n], -inf where a row has no token."""
+    found = torch.einsum("bhgd,bnhd->bhgn", q, keys) * sm_scale
+    return found.masked_fill(~part.real[:, None, None], -torch.inf)
+
+
+@lru_cache(maxsize=4096)
+def on_device(numbers: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Numbers of the plan, int64, sent to a device once: sending waits for it."""
+    return torch.tensor(numbers, dtype=torch.int64, device=device)
+
+
+def members(sets: TokenSets, rows: slice, roots: torch.Tensor, positions: int) -> torch.Tensor:
+    """Which positions are in the sets of these roots, int64 [r]: bool [b, r, positions]."""
     chosen = sets.positions[rows][:, roots].long()
     held = torch.arange(chosen.shape[2], device=chosen.device) < sets.counts[rows][:, roots, None]
     found = torch.zeros((*chosen.shape[:2], positions + 1), dtype=torch.bool, device=chosen.device)
@@ -134,13 +122,20 @@ class Sums:
         )
 
     def add(
-        self, part: Part, scores: torch.Tensor, allowed: torch.Tensor, sparse: torch.Tensor, rows: DecodeRows
+        self,
+        part: Part,
+        scores: torch.Tensor,
+        values: torch.Tensor,
+        allowed: torch.Tensor,
+        sparse: torch.Tensor,
+        rows: DecodeRows,
     ) -> None:
         """Attends.
 
         Args:
             part: the rows.
             scores: [b, H, G, n], of all their positions.
+            values: [b, n, H, D].
             allowed: bool [b, H, n], what each head reads; all of it in a row that is dense.
             sparse: bool [H], whose recall is measured in rows that are audited and not dense.
             rows: of the whole batch.
@@ -150,7 +145,7 @@ class Sums:
         lse = read.logsumexp(-1)
         # a head that reads nothing has no largest score to subtract: its weights are then exp(-inf)
         weights = (read - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp()
-        self.out[here] = torch.einsum("bhgn,bnhd->bhgd", weights, part.values)
+        self.out[here] = torch.einsum("bhgn,bnhd->bhgd", weights, values)
         self.lse[here] = lse
         self.attended[here] = allowed.sum((1, 2))
         counted = sparse & (rows.audit & ~rows.dense)[here, None]

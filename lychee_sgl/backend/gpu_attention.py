@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +12,6 @@ from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend
 from lychee_kernels.decode_plan.api import SUMMED, Fallback, PlanRules
 from lychee_kernels.decode_plan.around import report_step, snapshot_slots
 from lychee_kernels.decode_plan.triton import plan_decode
-from lychee_kernels.hybrid_decode import hybrid_decode
 from lychee_kernels.hybrid_decode.triton import Launch, attend_layer, select_layer
 from lychee_kernels.work import DecodePlan, LayerTable, WorkShape, Workspace
 from lychee_sgl import compat
@@ -281,8 +279,7 @@ class LycheeGpuBackend(HybridHeads, FlashInferAttnBackend):
         pool, number = self.token_to_kv_pool.get_kv_buffer(layer.layer_id), layer.layer_id
         # a factor of all keys is one of all scores, and one of all values one of the output
         scale = layer.scaling * k_scale
-        attend = partial(hybrid_decode, impl="batched")
-        out = run_layer(self._rivals, queries, pool, self.heads[number], number, scale, attend, batched=True)
+        out = run_layer(self._rivals, queries, pool, self.heads[number], number, scale, attend=None)
         return (out * v_scale).to(queries.dtype).reshape(len(queries), -1)
 
     def _select(self, table: LayerTable, lse: torch.Tensor) -> None:

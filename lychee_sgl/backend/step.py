@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
+from lychee_kernels.hybrid_decode import batched as hybrid_batched
 from lychee_kernels.layout import TokenSets
+from lychee_kernels.padded import parts_of
 from lychee_kernels.policies import Policy, PolicyRows, policy_decode
+from lychee_kernels.policies import batched as policies_batched
 from lychee_sgl.backend.summary import Step
 
 if TYPE_CHECKING:
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 
     from lychee_kernels.decode_plan.api import PlanRules, RowDecisions
     from lychee_kernels.layout import LayerHeads
+    from lychee_kernels.padded import Part
     from lychee_kernels.policies.api import Attend
     from lychee_sgl.backend.ranks import Ranks
     from lychee_sgl.backend.rows import RowTable
@@ -30,6 +34,7 @@ class DecodeStep:
         policy: of these rows.
         seeds: of these rows, for the policy `random`.
         batch: rows of the whole batch.
+        parts: how the rows lie beside each other, once a layer has run for all of them at once.
     """
 
     members: torch.Tensor | None
@@ -44,6 +49,7 @@ class DecodeStep:
     attended: torch.Tensor
     recall_sum: torch.Tensor
     recall_heads: torch.Tensor
+    parts: list[Part] | None = None
 
     def run(
         self,
@@ -52,9 +58,7 @@ class DecodeStep:
         heads: LayerHeads,
         layer: int,
         sm_scale: float,
-        attend: Attend,
-        *,
-        batched: bool = False,
+        attend: Attend | None,
     ) -> torch.Tensor:
         """Runs one layer for these rows.
 
@@ -64,20 +68,25 @@ class DecodeStep:
             heads: the plan's roles in this layer.
             layer: which layer.
             sm_scale: factor of the scores.
-            attend: the implementation of `hybrid_decode`.
-            batched: choose the policies' sets for all rows at once, not row by row.
+            attend: the implementation of `hybrid_decode`; None: everything for all rows at once, in torch.
 
         Returns:
             [rows, H*G, D] of these rows.
         """
         mine = q if self.members is None else q[self.members]
         pool = (mine, *buffers, self.kv_indptr, self.kv_indices, heads, self.sets, self.rows.rows)
-        if self.policy is Policy.PLAN:
+        asked = PolicyRows(policy=self.policy, layer=layer, seeds=self.seeds)
+        if attend is None:
+            keys = buffers[0]
+            parts = self.parts = self.parts or parts_of(self.kv_indptr, self.kv_indices, keys.shape[1] * keys.shape[2])
+            if self.policy is Policy.PLAN:
+                result = hybrid_batched.hybrid_decode(*pool, sm_scale, parts=parts)
+            else:
+                result = policies_batched.policy_decode(*pool, asked, sm_scale, parts=parts)
+        elif self.policy is Policy.PLAN:
             result = attend(*pool, sm_scale)
         else:
-            asked = PolicyRows(policy=self.policy, layer=layer, seeds=self.seeds)
-            impl: Literal["reference", "batched"] = "batched" if batched else "reference"
-            result = policy_decode(*pool, asked, sm_scale, attend=attend, impl=impl)
+            result = policy_decode(*pool, asked, sm_scale, attend=attend)
         self.attended += result.attended
         self.recall_sum += result.recall_sum
         self.recall_heads += result.recall_heads
@@ -184,16 +193,14 @@ def run_layer(
     heads: LayerHeads,
     layer: int,
     sm_scale: float,
-    attend: Attend,
-    *,
-    batched: bool = False,
+    attend: Attend | None,
 ) -> torch.Tensor:
     """Runs one layer for the whole batch; see `DecodeStep.run`. Returns [B, H*G, D]."""
     if len(steps) == 1:
-        return steps[0].run(q, buffers, heads, layer, sm_scale, attend, batched=batched)
+        return steps[0].run(q, buffers, heads, layer, sm_scale, attend)
     out = torch.empty_like(q)
     for step in steps:
-        out[step.members] = step.run(q, buffers, heads, layer, sm_scale, attend, batched=batched)
+        out[step.members] = step.run(q, buffers, heads, layer, sm_scale, attend)
     return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -20,6 +21,9 @@ from lychee_sgl.backend.rows import RowTable
 from lychee_sgl.backend.step import begin_steps, run_layer, step_results
 from lychee_sgl.backend.summary import Times, summarise
 from lychee_sgl.heads.plan import PlanDefaults
+
+if TYPE_CHECKING:
+    from lychee_kernels.policies.api import Attend
 
 RULES = PlanRules(recall_every=1)
 
@@ -67,7 +71,7 @@ SPECS = [spec(Policy.QUEST), spec(), spec(Policy.RANDOM, seed=7), spec(budget=DE
 LAYERS = [layer("RR"), layer("RS"), layer("SS")]
 
 
-def decode(rows: list[int]) -> tuple[torch.Tensor, list]:
+def decode(rows: list[int], attend: Attend | None = hybrid_decode) -> tuple[torch.Tensor, list]:
     """Runs three layers over these rows of one pool, and gives the last output and the statistics."""
     generator = torch.Generator().manual_seed(5)
     pool = torch.randn(2, 3, sum(LENGTHS), 2, 8, generator=generator)
@@ -81,16 +85,18 @@ def decode(rows: list[int]) -> tuple[torch.Tensor, list]:
     steps = begin_steps(table, req_to_token, index, torch.tensor(LENGTHS)[rows], RULES, 2)
     for number, heads in enumerate(LAYERS):
         buffers = (pool[0, number], pool[1, number])
-        out = run_layer(steps, queries[number, rows], buffers, heads, number, 0.35, hybrid_decode)
+        out = run_layer(steps, queries[number, rows], buffers, heads, number, 0.35, attend)
     return out, step_results(steps, 3 * 2)
 
 
-def test_rows_of_one_batch_do_not_see_each_others_policy() -> None:
-    together, steps = decode([0, 1, 2, 3, 4])
+@pytest.mark.parametrize("attend", [hybrid_decode, None], ids=["row by row", "all rows at once"])
+def test_rows_of_one_batch_do_not_see_each_others_policy(attend: Attend | None) -> None:
+    together, steps = decode([0, 1, 2, 3, 4], attend)
     for row in range(5):
         alone, (step,) = decode([row])
         torch.testing.assert_close(together[row], alone[0])
-        assert steps[row]._replace(batch=1) == step
+        assert steps[row].recall == (None if step.recall is None else pytest.approx(step.recall, abs=1e-6))
+        assert steps[row]._replace(batch=1, recall=None) == step._replace(recall=None)
     assert [step.batch for step in steps] == [5] * 5
 
 

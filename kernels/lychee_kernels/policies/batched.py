@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lychee_kernels.hybrid_decode.batched import decoded, grouped_queries, handed_down, rows_of
-from lychee_kernels.padded import Sums, keep
+from lychee_kernels.hybrid_decode.batched import decoded, grouped_queries, hand_down, handed_down
+from lychee_kernels.padded import Sums, entries, on_device, parts_of, scores_of
 from lychee_kernels.policies.api import BLOCK, PAGE, Policy, PolicyRows
 from lychee_kernels.policies.reference import mixed
-from lychee_kernels.select_tokens.batched import Bounds, bounds, choose
+from lychee_kernels.select_tokens.batched import bounds, choose
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lychee_kernels.hybrid_decode import HybridDecode
     from lychee_kernels.layout import DecodeRows, LayerHeads, TokenSets
     from lychee_kernels.padded import Part
@@ -20,14 +22,14 @@ if TYPE_CHECKING:
 _WORD = 0xFFFFFFFF
 
 
-def page_scores(part: Part, q: torch.Tensor, sm_scale: float) -> torch.Tensor:
-    """Bounds of the pages as weights of their positions, q [b, H, G, D]: [b, H, n]."""
-    rows, length, *entry = part.keys.shape
+def page_scores(part: Part, q: torch.Tensor, keys: torch.Tensor, sm_scale: float) -> torch.Tensor:
+    """Bounds of the pages as weights of their positions, q [b, H, G, D] over keys [b, n, H, D]: [b, H, n]."""
+    rows, length, *entry = keys.shape
     missing = -length % PAGE
     pages = torch.nn.functional.pad(part.real, (0, missing)).view(rows, -1, PAGE)
 
     def extreme(fill: float) -> torch.Tensor:
-        known = part.keys.masked_fill(~part.real[..., None, None], fill)
+        known = keys.masked_fill(~part.real[..., None, None], fill)
         padded = torch.nn.functional.pad(known, (0, 0, 0, 0, 0, missing), value=fill).view(rows, -1, PAGE, *entry)
         found = padded.amin(2) if fill > 0 else padded.amax(2)
         return found.masked_fill(~pages.any(2)[..., None, None], 0.0)
@@ -56,20 +58,18 @@ def block_scores(weights: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
 
 
 def _scores(
-    policy: PolicyRows, part: Part, q: torch.Tensor, scores: torch.Tensor, sized: Bounds, sm_scale: float
+    policy: PolicyRows, part: Part, q: torch.Tensor, keys: torch.Tensor, scores: torch.Tensor, sm_scale: float
 ) -> torch.Tensor:
-    """What the policy weighs positions by, [b, H, n]; scores [b, H, G, n]."""
+    """What a policy in which every head chooses weighs positions by, [b, H, n]; scores [b, H, G, n]."""
     match policy.policy:
         case Policy.WINDOW:
             return torch.arange(scores.shape[3], device=q.device, dtype=q.dtype).expand(*q.shape[:2], -1)
         case Policy.RANDOM:
-            seeds = torch.tensor(policy.seeds[part.rows], dtype=torch.int64, device=q.device)
+            seeds = on_device(policy.seeds[part.rows], q.device)
             heads = range(policy.first_head, policy.first_head + q.shape[1])
             return random_scores(seeds, part, policy.layer, heads)
         case Policy.QUEST:
-            return page_scores(part, q, sm_scale)
-        case Policy.BLOCK:
-            return block_scores(scores.softmax(-1).mean(2), sized.kept)
+            return page_scores(part, q, keys, sm_scale)
         case _:
             return scores.softmax(-1).mean(2)
 
@@ -85,34 +85,34 @@ def policy_decode(
     rows: DecodeRows,
     policy: PolicyRows,
     sm_scale: float,
+    *,
+    parts: Sequence[Part] | None = None,
 ) -> HybridDecode:
-    """See `lychee_kernels.policies.policy_decode`."""
+    """See `lychee_kernels.policies.policy_decode`; `parts` as in the batched `hybrid_decode`."""
     kv_heads = k_buffer.shape[1]
     grouped = grouped_queries(q, kv_heads)
     sums = Sums.empty(grouped)
     everything = policy.layer < policy.policy.dense_layers
-    writers = [head for head in range(kv_heads) if heads.writes[head] >= 0]
     beside = torch.zeros_like(sums.attended)
-    for part in rows_of(grouped, k_buffer, v_buffer, kv_indptr, kv_indices):
+    for part in parts or parts_of(kv_indptr, kv_indices, kv_heads * k_buffer.shape[2]):
         here, mine = part.rows, grouped[part.rows]
-        scores = part.scores(mine, sm_scale)
-        sized = bounds(rows, here, part.lengths, scores.shape[3])
+        keys, values = (entries(buffer, part.slots, 1.0, grouped.dtype) for buffer in (k_buffer, v_buffer))
+        scores = scores_of(part, mine, keys, sm_scale)
         if policy.policy.by_plan:
-            sums.add(part, scores, *handed_down(part, heads, sets, rows), rows)
-            if writers:
-                weighed = _scores(policy, part, mine, scores, sized, sm_scale)[:, writers]
-                chosen = choose(weighed, part.real, sized) & ~rows.dense[here, None, None]
-                for column, head in enumerate(writers):
-                    keep(sets, here, heads.writes[head], chosen[:, column])
+            sums.add(part, scores, values, *handed_down(part, heads, sets, rows), rows)
+            if max(heads.writes) >= 0:
+                sized = bounds(rows, here, part.lengths, scores.shape[3])
+                hand_down(part, block_scores(scores.softmax(-1).mean(2), sized.kept), heads, sets, rows)
             continue
         sparse = torch.full((kv_heads,), not everything, device=q.device)
         allowed = part.real[:, None].expand(-1, kv_heads, -1)
         if not everything:
-            chosen = choose(_scores(policy, part, mine, scores, sized, sm_scale), part.real, sized)
+            sized = bounds(rows, here, part.lengths, scores.shape[3])
+            chosen = choose(_scores(policy, part, mine, keys, scores, sm_scale), part.real, sized)
             allowed = allowed & (chosen | rows.dense[here, None, None])
             if policy.policy is Policy.QUEST:
                 pages = -(-part.lengths // PAGE) * kv_heads
                 beside[here] = pages.masked_fill(rows.dense[here], 0)
-        sums.add(part, scores, allowed, sparse, rows)
+        sums.add(part, scores, values, allowed, sparse, rows)
     sums.attended += beside
     return decoded(sums, q)

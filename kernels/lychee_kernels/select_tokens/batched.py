@@ -64,6 +64,9 @@ def choose(weights: torch.Tensor, real: torch.Tensor, found: Bounds) -> torch.Te
     """
     # stable: equal weights stay in order, and NaN, the last, before what is no position of the row
     key = (-weights).masked_fill(found.kept[:, None], -torch.inf).masked_fill(~real[:, None], torch.nan)
-    order = key.argsort(dim=-1, stable=True)
+    # one long sort and one by rows: CUDA's sort of a few long rows takes them one after the other
+    length = key.shape[2]
+    by_weight = key.flatten().argsort(stable=True)
+    order = (by_weight[(by_weight // length).argsort(stable=True)] % length).view_as(key)
     first = torch.arange(weights.shape[2], device=weights.device) < found.sizes[:, None]
     return torch.zeros_like(order, dtype=torch.bool).scatter_(2, order, first[:, None].expand_as(order))
