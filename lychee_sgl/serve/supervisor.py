@@ -119,9 +119,10 @@ class Supervisor:
                         raise StartFailed(self._epitaph(managed, status))
                     down_since = now if ready else down_since
                     ready = False
-                    self._schedule_restart(managed, status, now)
+                    self._sweep()
+                    self._schedule_restart(managed, describe_status(status), now)
                 elif managed.restart_at is not None and now >= managed.restart_at:
-                    self._restart(managed)
+                    self._restart(managed, now)
             if ready:
                 continue
             self._reporter.waiting(self._stage, now - down_since)
@@ -147,20 +148,22 @@ class Supervisor:
             lines.append("nobody here sent that signal: the system does when memory runs out (`lychee-sgl doctor`)")
         return "\n".join([*lines, f"the whole log: {log}"])
 
-    def _schedule_restart(self, managed: _Managed, status: int, now: float) -> None:
-        self._sweep()
+    def _schedule_restart(self, managed: _Managed, what: str, now: float) -> None:
         pause = managed.backoff.failed(now)
         managed.restart_at = now + pause
         self._reporter.event(
-            f"the {managed.name} {describe_status(status)}; starting it again in {pause:.0f} s "
+            f"the {managed.name} {what}; starting it again in {pause:.0f} s "
             f"(log: {managed.service.spec.log})"
         )
 
-    def _restart(self, managed: _Managed) -> None:
+    def _restart(self, managed: _Managed, now: float) -> None:
         managed.restart_at = None
         if managed is self._engine:
             self._stage = FIRST_STAGE
-        managed.service.start()
+        try:
+            managed.service.start()
+        except OSError as error:  # no process or no disk to be had just now: the other service goes on
+            self._schedule_restart(managed, f"cannot be started ({error})", now)
 
     def _follow_logs(self) -> None:
         for managed in self._both():

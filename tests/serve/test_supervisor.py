@@ -57,6 +57,23 @@ def test_killed_gateway_comes_back_and_the_engine_stays(deploy: Deploy) -> None:
     deployment.wait_gone()
 
 
+def test_what_cannot_be_started_again_is_tried_later_and_the_other_stays(deploy: Deploy) -> None:
+    """Its log cannot be opened for a while, as where a disk is full or a folder is gone."""
+    deployment = deploy()
+    deployment.wait_ready()
+    log = deployment.folder / "engine.log"
+    log.unlink()
+    log.symlink_to(deployment.folder / "gone" / "engine.log")
+    os.kill(deployment.pid("engine"), signal.SIGKILL)
+    wait_for(lambda: bool(deployment.said("event")), "the end of the engine")
+    wait_for(lambda: "cannot be started ([Errno 2]" in deployment.said("event")[-1]["text"], "the failed start")
+    log.unlink()
+    deployment.wait_ready(2)
+    assert len(deployment.diary_of("gateway", "start")) == 1
+    assert deployment.stop(signal.SIGTERM) == 0
+    deployment.wait_gone()
+
+
 def test_killed_keeper_takes_its_service_along(deploy: Deploy) -> None:
     deployment = deploy()
     deployment.wait_ready()
