@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AttentionInterface, DynamicCache
 
-from lychee_sgl.heads.select import select_mask
+from lychee_sgl.heads.select import select_mask, set_size
 
 if TYPE_CHECKING:
     from lychee_sgl.heads.plan import HeadPlan
@@ -54,6 +54,7 @@ class Decoding:
         prefix: the prefilled prompt.
         plan: roles and sources; None runs every head dense.
         budget: tokens in a set (mode `topk`), with the plan's own sinks and recent tokens.
+        share: of the context that a set holds instead (mode `ratio`); None: `budget` counts.
         observer: sees every layer's probabilities and outputs.
         keys, values: what decoding has added, a list of [H, m, D] for every layer.
         recall: for each sparse head the attention mass that its set held, summed over the group's mean of every step.
@@ -63,6 +64,7 @@ class Decoding:
     prefix: Prefix
     plan: HeadPlan | None = None
     budget: int = 1024
+    share: float | None = None
     observer: Observer | None = None
     keys: list[torch.Tensor] = field(default_factory=list)
     values: list[torch.Tensor] = field(default_factory=list)
@@ -142,8 +144,9 @@ class Decoding:
                 continue
             if (layer, head) in self._roots:
                 kept = self.plan.defaults
+                bound = self.budget if self.share is None else set_size(lengths, self.share)
                 self._sets[layer, head] = select_mask(
-                    dense[head].detach().mean(0), lengths, self.budget, sinks=kept.sinks, recent=kept.recent
+                    dense[head].detach().mean(0), lengths, bound, sinks=kept.sinks, recent=kept.recent
                 )
             rows.append(dense[head])
         return torch.stack(rows)

@@ -9,6 +9,19 @@ from __future__ import annotations
 import torch
 
 
+def set_size(lengths: torch.Tensor, share: float) -> torch.Tensor:
+    """Tokens in a set that holds a share of its context (DESIGN.md 2.1, mode `ratio`).
+
+    Args:
+        lengths: contexts, the current token included.
+        share: in (0, 1].
+
+    Returns:
+        int64, at least 1 each, in the shape of `lengths`.
+    """
+    return (lengths.double() * share - 1e-9).ceil().long().clamp(min=1)
+
+
 def select_mask(
     weights: torch.Tensor,
     lengths: torch.Tensor,
