@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from table_text import MEASUREMENTS, ROOT, Record
 from tables_cpu import cpu_speed, demo, gateway, questions, recall_hold, start
-from tables_eval import drift, eval_gate
+from tables_eval import drift, eval_gate, recall_heads
 from tables_gpu import gpu_attention, gpu_engine, gpu_engine_more, gpu_ranks
 from tables_memory import memory_arms, memory_gate
 from tables_plans import plans, step_times
@@ -46,6 +46,7 @@ TABLES: dict[str, tuple[str, Callable[[Record, str], str]]] = {
     "eval-gate": ("eval-gate.json", eval_gate),
     "policies": ("eval-policies.json", policies),
     "drift": ("drift.json", drift),
+    "recall-heads": ("recall-heads.json", recall_heads),
     "memory-gate-words": ("memory-gate-words.json", memory_gate),
     "memory-gate": ("memory-gate.json", memory_gate),
     "memory-arms": ("memory-arms.json", memory_arms),

@@ -1,4 +1,4 @@
-"""The tables of lychee_sgl/eval/README.md: the regression gate's figure, and whether answers drift."""
+"""The tables of lychee_sgl/eval/README.md: the gate's figure, whether answers drift, where recall is lost."""
 
 from __future__ import annotations
 
@@ -60,5 +60,43 @@ def drift(record: Record, file: str) -> str:
         f"{markdown(head, rows, left=2)}\n"
         "![divergence and recall against the decoded position](../../docs/images/drift.png)\n\n"
         f"{record['device']}, {record['dtype']}, torch {record['torch']}, {record['date']}. Again: "
+        f"`{record['command']}`. Data: [{file}](../../docs/measurements/{file}).\n"
+    )
+
+
+def recall_heads(record: Record, file: str) -> str:
+    """What the sparse heads' sets hold, and why they do not hold more: over all, by layer and by head."""
+    sparse = [row for row in record["heads"] if row["root"] is not None]
+    losses = sorted(sparse, key=lambda row: float(row["recall"]))
+    layers = sorted(record["layers"], key=lambda row: -float(row["loss_share"]))
+    lost = sum(1 - row["recall"] for row in sparse)
+
+    def line(name: str, row: Record, share: float, root: str = "", away: str = "") -> tuple[str, ...]:
+        parts = (f"{value:.3f}" for value in row["parts"].values())
+        return (name, root, away, f"{row['recall']:.3f}", f"{row['own']:.3f}", *parts, percent(share))
+
+    rows = [line(f"all {len(sparse)}", record["all"], 1.0)]
+    rows += [line(f"layer {row['layer']} ({row['sparse']})", row, row["loss_share"]) for row in layers[:6]]
+    rows += [
+        line(f"{row['layer']}.{row['head']}", row, (1 - row["recall"]) / lost, "{}.{}".format(*row["root"]),
+             str(row["distance"]))
+        for row in losses[:10]
+    ]  # fmt: skip
+    head = ("sparse heads", "root", "layers away", "recall", "own", *record["shares"], "of all loss")
+    prompts, recall = record["prompts"], record["recall"]
+    lengths = []
+    for context in record["settings"]["contexts"]:
+        some = [row for row in prompts if row["context"] == context]
+        recalled, own = (sum(row[key] for row in some) / len(some) for key in ("recall", "own"))
+        lengths.append(f"{recalled:.3f} of {own:.3f} at {context:,} tokens")
+    return (
+        f"{record['model']} with its head plan, sets of {record['share']:g} of the context, {len(prompts)} prompts "
+        f"(needle questions and prose), {sum(row['steps'] for row in prompts)} decode steps: recall "
+        f"{recall['mean']:.3f} \u00b1 {recall['error']:.3f}. Recall of what own sets would hold, by length: "
+        f"{', '.join(lengths)}. With own sets of {record['attended']:g} of the context in all heads, which are as many "
+        f"bytes as the plan reads: {record['equal']:.3f}.\n\n"
+        f"{markdown(head, rows)}\n"
+        "![recall, own sets and their difference for each head](../../docs/images/recall-heads.png)\n\n"
+        f"{record['device']}, {record['dtype']}, torch {record['versions']['torch']}, {record['date']}. Again: "
         f"`{record['command']}`. Data: [{file}](../../docs/measurements/{file}).\n"
     )

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from lychee_sgl.heads.cli_drift import drift
+from lychee_sgl.heads.cli_recall import recall
 from lychee_sgl.heads.cli_train import ablate, plot, step_time, train
 from lychee_sgl.heads.heuristic import heuristic_plan
 from lychee_sgl.heads.plan import HeadPlan, ModelShape
@@ -252,6 +253,7 @@ app.command()(plot)
 app.command()(ablate)
 app.command()(step_time)
 app.command()(drift)
+app.command()(recall)
 
 
 def _heads(plan: HeadPlan) -> list[tuple[int, int]]:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lychee_sgl.heads.plan import HeadPlan, PlanError
-from lychee_sgl.heads.terminal import command_line, say
+from lychee_sgl.heads.plan import HeadPlan
+from lychee_sgl.heads.terminal import command_line, plan_for, say
 from lychee_sgl.terminal import one_line_errors, progress, writable
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def drift(
         plan = None if heads is None else HeadPlan.load(heads)
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         loaded = load_model(model, name=model_name, device=device, dtype=dtype)
-        plan = _plan(plan, loaded)
+        plan = plan_for(loaded.shape, plan)
         arms = [
             Arm(variant=Variant(name=plan.name, plan=plan, budget=size), correction=every)
             for size in budget
@@ -101,16 +101,6 @@ def _share(told: str) -> tuple[int, int]:
     if not (place.isdecimal() and of.isdecimal() and 1 <= int(place) <= int(of)):
         raise ValueError(f"--share is {told!r}; allowed: I/N with I from 1 to N")
     return int(place) - 1, int(of)
-
-
-def _plan(given: HeadPlan | None, loaded: "LoadedModel") -> HeadPlan:
-    from lychee_sgl.heads.registry import find_plan
-
-    plan = given or find_plan(loaded.shape, loaded.shape.name)
-    if plan is None:
-        raise PlanError(f"no plan is built in for {loaded.shape.name}; name one with --heads")
-    plan.check_fits(loaded.shape)
-    return plan
 
 
 def _about(loaded: "LoadedModel", plan: HeadPlan, settings: Any, text: str, device: str, model: Path) -> dict[str, Any]:

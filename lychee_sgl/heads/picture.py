@@ -97,3 +97,46 @@ def save_drift(report: dict[str, Any], path: Path) -> None:
     figure.axes[2].legend(fontsize=8)
     figure.suptitle(f"{report['model']}, plan {report['plan']}: sparse decoding on dense traces", fontsize=10)
     figure.savefig(path, format="png", dpi=150)
+
+
+def save_recall(report: dict[str, Any], path: Path) -> None:
+    """Draw three maps, layers to the right and heads upwards: recall, own best and the difference of every sparse head.
+
+    Args:
+        report: what `lychee-sgl heads recall` writes.
+        path: where the picture goes.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed (the extra `train` brings it).
+        OSError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    layers, heads = (1 + max(row[key] for row in report["heads"]) for key in ("layer", "head"))
+    maps = {
+        name: [[float("nan")] * layers for _ in range(heads)] for name in ("recall", "own best", "own best - recall")
+    }
+    for row in report["heads"]:
+        if row["root"] is not None:
+            values = (row["recall"], row["own"], row["own"] - row["recall"])
+            for cells, value in zip(maps.values(), values, strict=True):
+                cells[row["head"]][row["layer"]] = value
+    figure = Figure(figsize=(max(6.0, 0.3 * layers + 2), 3 * (0.3 * heads + 0.8)), layout="constrained")
+    FigureCanvasAgg(figure)
+    low = min(row["recall"] for row in report["heads"] if row["root"] is not None)
+    for axes, (name, cells) in zip(figure.subplots(3, 1, sharex=True), maps.items(), strict=True):
+        bounds = {"cmap": "magma_r"} if "-" in name else {"cmap": "viridis", "vmin": low, "vmax": 1.0}
+        image = axes.imshow(cells, origin="lower", aspect="auto", **bounds)
+        figure.colorbar(image, ax=axes, pad=0.01)
+        axes.set_facecolor("lightgrey")  # what no value covers: retrieval heads
+        axes.set_title(name, fontsize=9, loc="left")
+        axes.set(ylabel="KV head", yticks=range(heads))
+    figure.axes[2].set_xlabel("layer")
+    mean = report["all"]
+    figure.suptitle(
+        f"{report['model']}, plan {report['plan']['name']}, sets of {report['share']:g} of the context: "
+        f"recall {mean['recall']:.3f}, own best {mean['own']:.3f} (grey: retrieval heads)",
+        fontsize=10,
+    )
+    figure.savefig(path, format="png", dpi=110)

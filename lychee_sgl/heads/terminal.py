@@ -6,10 +6,26 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lychee_sgl.heads.plan import HeadPlan, ModelShape, PlanError
+from lychee_sgl.heads.registry import find_plan
+
 
 def say(line: str) -> None:
     """Print a line as it is."""
     Console(soft_wrap=True).print(line, markup=False, highlight=False)
+
+
+def plan_for(shape: ModelShape, given: HeadPlan | None) -> HeadPlan:
+    """The plan that was given, else the built-in one of the model.
+
+    Raises:
+        PlanError: it does not fit the model, or none is given and none built in.
+    """
+    plan = given or find_plan(shape, shape.name)
+    if plan is None:
+        raise PlanError(f"no plan is built in for {shape.name}; name one with --heads")
+    plan.check_fits(shape)
+    return plan
 
 
 def command_line(model: Path) -> str:

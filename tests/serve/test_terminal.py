@@ -140,6 +140,7 @@ WRITERS: list[tuple[str, ...]] = [
     ("heads", "train", *SHIPPED, "--retrieval-heads", "18", "--out"),
     ("heads", "step-time", *SHIPPED, "--out"),
     ("heads", "drift", *SHIPPED, "--budget", "8", "--out"),
+    ("heads", "recall", *SHIPPED, "--out"),
     ("heads", "show", "plan.json", "--png"),
     ("heads", "plot", "record.json", "--png"),
     ("rewards", "experiment", "--out"),

@@ -96,8 +96,7 @@ def run_exam(
     keys = [variant.key for variant in variants]
     if len({*keys}) != len(keys) or DENSE.key in keys:
         raise ValueError(f"variants are {', '.join(sorted(keys))}; allowed: different names, none of them dense")
-    prose = haystack.paragraphs[:500]
-    density = round(sum(map(len, prose)) / sum(len(loaded.answer(block)) for block in prose), 3)
+    density = chars_per_token(loaded, haystack)
     asked = {**asdict(settings), "model": loaded.shape.name, "dtype": str(loaded.model.dtype),
              "haystack": haystack.digest, "chars_per_token": density}  # fmt: skip
     part, parts = share
@@ -116,7 +115,7 @@ def run_exam(
             continue
         if until is not None and time.monotonic() >= until:
             return answers, False
-        item, prompt = _fitted(loaded, cell, number, settings.seed, haystack, density)
+        item, prompt = fitted(loaded, cell, number, settings.seed, haystack, density)
         replies = answer_all(
             loaded.model, prefill(loaded.model, prompt), [DENSE, *missing],
             stop=loaded.stop, longest=LONGEST[cell.task], at_once=at_once,
@@ -133,7 +132,13 @@ def run_exam(
     return answers, True
 
 
-def _fitted(
+def chars_per_token(loaded: LoadedModel, haystack: Haystack) -> float:
+    """Of the model's tokeniser on this text."""
+    prose = haystack.paragraphs[:500]
+    return round(sum(map(len, prose)) / sum(len(loaded.answer(block)) for block in prose), 3)
+
+
+def fitted(
     loaded: LoadedModel, cell: Cell, number: int, seed: int, haystack: Haystack, density: float
 ) -> tuple[Question, list[int]]:
     """A question whose prompt has the cell's length, and its tokens.
