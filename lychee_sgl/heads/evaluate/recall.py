@@ -41,6 +41,9 @@ PARTS = ("size", "kept", "alone", "cover", "choice")
 WORST = 10
 """Heads whose share of all loss is told."""
 
+ROOM = 256
+"""Tokens by which a prompt may be longer than asked for: it is cut by characters."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecallSettings:
@@ -165,7 +168,7 @@ def _prompts(loaded: LoadedModel, haystack: Haystack, settings: RecallSettings) 
                 longest = min(settings.steps, LONGEST[task])
                 yield _Prompt(kind=task, context=context, tokens=tokens, stop=loaded.stop, longest=longest)
             draw = Random(f"lychee-sgl prose {settings.seed} {context} {number}")
-            tokens = loaded.answer(haystack.bury(draw, [], [], context, density))
+            tokens = loaded.answer(haystack.bury(draw, [], [], context, density))[: context + ROOM]
             yield _Prompt(kind="prose", context=context, tokens=tokens, stop=frozenset(), longest=settings.steps)
 
 
@@ -197,7 +200,7 @@ def run_recall(
     if not plan.sparse_heads():
         raise ValueError(f"head plan {plan.name!r} has no sparse head; allowed: a plan with one or more")
     window = int(loaded.model.config.max_position_embeddings)
-    longest = window - settings.steps - 256  # chat template, question, and what a cut by characters is off by
+    longest = window - settings.steps - ROOM
     if max(settings.contexts) > longest:
         raise ValueError(f"context is {max(settings.contexts)}; allowed: up to {longest} for {loaded.shape.name}")
     of = settings.questions * len(settings.contexts) * (len(TASKS) + 1)
