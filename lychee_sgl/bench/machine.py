@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -69,7 +70,7 @@ def device_name(*, accelerator: bool) -> str:
 def describe() -> dict[str, Any]:
     """Gives command, date, commit, machine and versions of this run."""
     return {
-        "command": " ".join(["lychee-sgl", *sys.argv[1:]]),
+        "command": shlex.join(["lychee-sgl", *sys.argv[1:]]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": _commit(),
         "machine": {
