@@ -58,6 +58,9 @@ def train(
     reader_rank: Annotated[
         int, typer.Option(min=0, help="Rank of an adapter for the reader, too; 0: the reader is the plain model")
     ] = 0,
+    keep: Annotated[
+        float, typer.Option(help="Weight of keeping that reader's reading of whole text as the plain model's")
+    ] = 1.0,
     target: Annotated[int, typer.Option(help="Tokens of a continuation")] = 128,
     text: Annotated[list[Path] | None, typer.Option(help="Text to train on, in addition; repeatable")] = None,
     package: Annotated[
@@ -77,7 +80,7 @@ def train(
         fixed = {} if steps is None else {"steps": steps}
         job = Job(
             model=model, out=out, minutes=minutes, fit=steps is None, sweep=tuple(sweep or ()), pilot=pilot,
-            settings=TrainSettings(batch=batch, rate=rate, target=target, seed=seed, **fixed),
+            settings=TrainSettings(batch=batch, rate=rate, target=target, keep=keep, seed=seed, **fixed),
             ratios=tuple(ratio or (2, 4, 8, 16)), window=window, rank=rank, reader_rank=reader_rank,
             text=tuple(text or ()),
             packages=None if package is None else tuple(package), device=device, resume=resume, command=_command(model),
@@ -86,7 +89,8 @@ def train(
 
             def tell(report: "StepReport", steps: int) -> None:
                 losses = ", ".join(f"{name} {loss:.2f}" for name, loss in report.losses.items())
-                told(report.step + 1, steps, f"ratio {report.ratio}, {losses}", report.seconds)
+                drift = f", drift {report.drift:.3f}" if reader_rank and keep else ""
+                told(report.step + 1, steps, f"ratio {report.ratio}, {losses}{drift}", report.seconds)
 
             done = run(job, say=say, tell=tell)
         _end(done, out)

@@ -9,47 +9,28 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
+from lychee_sgl.compressor.facts import facts_of
 from lychee_sgl.compressor.settings import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lychee_sgl.compressor.facts import Facts
     from lychee_sgl.compressor.settings import TrainSettings
 
 
-def _split(words: str) -> tuple[str, ...]:
-    return tuple(words.split())
-
-
-_MARK: Final = "\ue000"  # of the private use area: no tokeniser's template holds it
+_MARK: Final = "\ue000"  # of the private use area: no tokeniser's template holds it, nor the next
+_ASKED: Final = "\ue001"
 _REPEAT: Final = "Repeat the text above, word for word."
-
-_FACTS: Final = (
-    ("The access code of the {name} locker is", "What is the access code of the {name} locker?"),
-    ("The price tag of the {name} says", "What does the price tag of the {name} say?"),
-    ("The serial number engraved on the {name} is", "What is the serial number engraved on the {name}?"),
-    ("The number painted on the {name} is", "Which number is painted on the {name}?"),
-    ("In the ledger, the {name} is entered under", "Under what is the {name} entered in the ledger?"),
-    ("Whoever asks for the {name} has to say", "What has one to say who asks for the {name}?"),
-    ("The label of the box with the {name} reads", "What does the label of the box with the {name} read?"),
-    ("The museum lists the {name} as", "How does the museum list the {name}?"),
+_ONWARD: Final = (
+    'How does the text go on after "{cue}"?',
+    'Which words follow "{cue}"?',
+    'The text says "{cue}". What comes next?',
 )
-_NAMES: Final = _split(
-    "violin lantern tractor compass piano bicycle telescope kettle anchor camera ladder mirror drum saddle globe "
-    "hammer basket clock statue carpet bottle painting engine whistle barrel helmet curtain typewriter sledge harp "
-    "lamp wardrobe"
-)
-_WORDS: Final = _split(
-    "amber birch coral delta ember falcon garnet harbor indigo jasper kestrel lotus marble nickel onyx pepper quartz "
-    "raven saffron topaz umber velvet willow yarrow zephyr"
-)
-HELD_OUT_FACTS: Final = (
-    ("The special magic number for {name} is", "What is the special magic number for {name}?"),
-    ("The winning ticket number in {name} is", "What is the winning ticket number in {name}?"),
-    ("The phone number of the {name} office is", "What is the phone number of the {name} office?"),
-)
-"""Wordings and names that no training sees."""
-HELD_OUT_NAMES: Final = _split("Lisbon Oslo Nairobi Quito Hanoi Dublin Ankara Perth Montreal Krakow Seville")
+_QUOTED: Final = 0.3
+"""Share of the questions that are about the text itself, where facts are broad."""
+_SHORT: Final = 8  # tokens that a quotation is asked for, at most
+_TRIES: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +62,7 @@ class Samples:
         *,
         window: int,
         settings: TrainSettings,
-        facts: Sequence[tuple[str, str]] = _FACTS,
-        names: Sequence[str] = _NAMES,
-        words: Sequence[str] = _WORDS,
+        facts: Facts | None = None,
     ) -> None:
         """Tokenises a text.
 
@@ -92,19 +71,22 @@ class Samples:
             text: paragraphs.
             window: tokens of a window.
             settings: lengths and seed.
-            facts: beginnings of sentences and the questions that they answer.
-            names: what facts are about.
-            words: what facts end in, or seven digits; empty: always digits.
+            facts: what is told and asked; None: what is trained on, with words of the text.
 
         Raises:
             ValueError: there is too little text.
         """
         self.tokenizer, self.window, self._settings = tokenizer, window, settings
-        self.facts, self.names, self.words = tuple(facts), tuple(names), tuple(words)
+        self.facts = facts_of(text) if facts is None else facts
         joined = tokenizer("\n\n".join(text), add_special_tokens=False, verbose=False)["input_ids"]
         self.tokens: list[int] = list(joined)
         if len(self.tokens) < 2 * window + settings.target:
             raise ValueError(f"the text has {len(self.tokens)} tokens; allowed: {2 * window + settings.target} or more")
+        message = [{"role": "user", "content": f"{_MARK}\n\n{_ASKED}"}]
+        rendered = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        before, _, behind = rendered.partition(_MARK)
+        self._before = tuple(self.ids(before))
+        self._behind = behind.partition(_ASKED)
         self._repeat = self.chat(_REPEAT)
 
     def batch(self, step: int) -> list[Sample]:
@@ -125,31 +107,48 @@ class Samples:
         return self._question(raw, draw)
 
     def _question(self, raw: tuple[int, ...], draw: Random) -> Sample:
-        """A window with facts in it, and a question about one; the beginning of the answer is given."""
-        count = draw.randint(1, min(self._settings.facts, len(self.names)))
-        asked, told = None, []
-        for name in draw.sample(self.names, count):
-            fact, question = draw.choice(self.facts)
-            value = self.value(draw)
-            told.append(self.ids(f"{fact.format(name=name)} {value}.\n\n"))
-            asked = asked or (fact.format(name=name), question.format(name=name), value)
-        assert asked is not None
-        window = bury(draw, raw, told)
-        stem, question, value = asked
+        """A window and a question about it; the beginning of the answer is given."""
+        if self.facts.broad and draw.random() < _QUOTED and (quoted := self._quote(raw, draw)) is not None:
+            return quoted
+        for _ in range(_TRIES):  # in a short window not every fact has room
+            told, question, stem, value = self._told(draw)
+            if len(told[0]) <= len(raw):
+                break
         before, after = self.chat(question)
-        return Sample("answer", window, before, (*after, *self.ids(stem)), tuple(self.ids(f" {value}")))
+        # what is trained comes to an end, as an answer has to; what is judged is the value alone
+        end = "." if self.facts.broad else ""
+        target = tuple(self.ids(f" {value}{end}"))
+        return Sample("answer", bury(draw, raw, told), before, (*after, *self.ids(stem)), target)
 
-    def value(self, draw: Random) -> str:
-        """What a fact ends in."""
-        digits = not self.words or draw.random() < 0.5
-        return str(draw.randrange(1_000_000, 10_000_000)) if digits else " ".join(draw.sample(self.words, 2))
+    def _told(self, draw: Random) -> tuple[list[list[int]], str, str, str]:
+        """Facts as tokens; question, stem and value of the first."""
+        facts, told, asked = self.facts, [], []
+        for name in facts.some(draw, draw.randint(1, min(self._settings.facts, len(facts.names)))):
+            fact, question = draw.choice(facts.wordings)
+            value = facts.value(draw)
+            told.append(self.ids(f"{fact.format(name=name)} {value}.\n\n"))
+            asked.append((question.format(name=name), fact.format(name=name), value))
+        return told, *asked[0]
+
+    def _quote(self, raw: tuple[int, ...], draw: Random) -> Sample | None:
+        """The first words of a sentence of the window, asked how they go on; None: there is no such sentence."""
+        words = self.tokenizer.decode(raw).split()
+        cue, onward = draw.randint(4, 7), draw.randint(1, 3)
+        starts = [at for at in range(1, len(words) - cue - onward) if words[at - 1].endswith((".", "?", ":"))]
+        if not starts:
+            return None
+        at = draw.choice(starts)
+        stem = " ".join(words[at : at + cue])
+        if " ".join(words).count(stem) != 1:
+            return None
+        before, after = self.chat(draw.choice(_ONWARD).format(cue=stem))
+        target = self.ids(" " + " ".join(words[at + cue : at + cue + onward]))
+        return Sample("answer", raw, before, (*after, *self.ids(stem)), tuple(target[:_SHORT]))
 
     def chat(self, question: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The chat template around a document, as tokens in front of it and behind it, up to the answer."""
-        message = [{"role": "user", "content": f"{_MARK}\n\n{question}"}]
-        text = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        before, _, after = text.partition(_MARK)
-        return tuple(self.ids(before)), tuple(self.ids(after))
+        front, _, end = self._behind
+        return self._before, tuple(self.ids(f"{front}{question}{end}"))
 
     def ids(self, text: str) -> list[int]:
         """Tokens of a text."""

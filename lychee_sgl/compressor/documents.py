@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lychee_sgl.compressor.settings import ReinforceSettings
 
 _SAME: Final = "the same as for"
+_TRIES: Final = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +56,9 @@ class Documents:
         needed = settings.windows * samples.window
         if len(samples.tokens) <= needed:
             raise ValueError(f"the text has {len(samples.tokens)} tokens; allowed: more than {needed}, a document")
-        if settings.others + 2 > len(samples.names):
-            raise ValueError(f"others is {settings.others}; allowed: up to {len(samples.names) - 2}, by the names")
+        names = len(samples.facts.names)
+        if settings.others + 2 > names:
+            raise ValueError(f"others is {settings.others}; allowed: up to {names - 2}, by the names")
 
     def batch(self, step: int) -> list[Task]:
         """A step's tasks."""
@@ -69,10 +71,12 @@ class Documents:
 
     def task(self, draw: Random) -> Task:
         """One task."""
-        told, stem, question, value, hops = self._facts(draw)
         samples, count = self.samples, self.settings.windows
-        needed = [samples.ids(f"{fact}.\n\n") for fact in told[:hops]]
-        longest = sum(map(len, needed))
+        for _ in range(_TRIES):  # in short windows not every fact has room
+            told, stem, question, value, hops = self._facts(draw)
+            longest = sum(len(samples.ids(f"{fact}.\n\n")) for fact in told[:hops])
+            if longest <= samples.window:
+                break
         if longest > samples.window:
             raise ValueError(f"window is {samples.window}; allowed: {longest} or more, for its facts to stand in it")
         at = draw.randrange(len(samples.tokens) - count * samples.window)
@@ -89,18 +93,18 @@ class Documents:
 
     def _facts(self, draw: Random) -> tuple[list[str], str, str, str, int]:
         """All facts, those that the answer takes first; stem, question, value and hops."""
-        samples = self.samples
-        fact, question = draw.choice(samples.facts)
-        name, other, *rest = draw.sample(samples.names, self.settings.others + 2)
-        hops, value, stem = 1 + (draw.random() < self.settings.two_hop), samples.value(draw), fact.format(name=name)
+        facts = self.samples.facts
+        fact, question = draw.choice(facts.wordings)
+        name, other, *rest = facts.some(draw, self.settings.others + 2)
+        hops, value, stem = 1 + (draw.random() < self.settings.two_hop), facts.value(draw), fact.format(name=name)
         if hops == 1:
             told = [f"{stem} {value}"]
             rest.append(other)
         else:
             told = [f"{stem} {_SAME} {_the(other)}", f"{fact.format(name=other)} {value}"]
         # another of the same wording: to have read the wording alone is not enough
-        wordings = [fact, *(draw.choice(samples.facts)[0] for _ in rest[1:])]
-        told += [f"{one.format(name=who)} {samples.value(draw)}" for one, who in zip(wordings, rest, strict=True)]
+        wordings = [fact, *(draw.choice(facts.wordings)[0] for _ in rest[1:])]
+        told += [f"{one.format(name=who)} {facts.value(draw)}" for one, who in zip(wordings, rest, strict=True)]
         return told, stem, question.format(name=name), value, hops
 
 

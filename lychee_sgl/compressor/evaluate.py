@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from lychee_sgl.compressor.data import HELD_OUT_FACTS, HELD_OUT_NAMES, Samples
+from lychee_sgl.compressor.data import Samples
+from lychee_sgl.compressor.facts import HELD_OUT
 from lychee_sgl.compressor.reader import read
 from lychee_sgl.heads.evaluate.scores import wilson
 
@@ -59,9 +60,7 @@ def held_out_samples(
     """
     if windows < 2 or questions < 2:
         raise ValueError(f"windows is {windows}, questions {questions}; allowed: 2 or more")
-    samples = Samples(
-        tokenizer, text, window=window, settings=settings, facts=HELD_OUT_FACTS, names=HELD_OUT_NAMES, words=()
-    )
+    samples = Samples(tokenizer, text, window=window, settings=settings, facts=HELD_OUT)
     draw = Random(f"lychee-sgl compressor evaluation {settings.seed}")
     repeat = [samples.sample("reconstruct", draw) for _ in range(windows)]
     return repeat, [samples.sample("answer", draw) for _ in range(questions)]

@@ -184,27 +184,22 @@ class Compressor(nn.Module):
         self._train_all()
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
-        """In it the backbone is the reader: the model with the reader's adapter if there is one, else without any."""
-        own = self.has_reader
-        for layer in self._adapted:
-            if own:
-                layer.set_adapter([READER])
-            else:
-                layer.enable_adapters(False)
+    def reading(self, *, plain: bool = False) -> Iterator[None]:
+        """In it the backbone is the reader: the model with the reader's adapter if there is one, else without any.
+
+        Args:
+            plain: without any in either case.
+        """
+        adapters, off = ([READER], False) if self.has_reader and not plain else (["default"], True)
+        self._switch(adapters, off=off)
         try:
             yield
         finally:
-            for layer in self._adapted:
-                if own:
-                    layer.set_adapter(["default"])
-                else:
-                    layer.enable_adapters(True)
-            self._train_all()
+            self._switch(["default"])
 
-    def read(self, embedded: torch.Tensor) -> torch.Tensor:
-        """Last hidden states of the reader over input embeddings [B, n, hidden]."""
-        with self.reading():
+    def read(self, embedded: torch.Tensor, *, plain: bool = False) -> torch.Tensor:
+        """Last hidden states of the reader, or of the plain model, over input embeddings [B, n, hidden]."""
+        with self.reading(plain=plain):
             hidden: torch.Tensor = self.backbone()(inputs_embeds=embedded, use_cache=False).last_hidden_state
         return hidden
 
@@ -229,10 +224,19 @@ class Compressor(nn.Module):
 
     def backbone(self) -> Any:
         """The transformer without its head; the adapters are inside it."""
+        # an adapter casts its input to float32 first, which autocast would undo at once: the same numbers, for nothing
+        cast = not torch.is_autocast_enabled(self.device.type)
+        for layer in self._adapted:
+            layer.cast_input_dtype_enabled = cast
         return self.model.get_base_model().model
 
+    def _switch(self, adapters: list[str], *, off: bool = False) -> None:
+        """Which adapters count. Peft's own switches say which weights take gradients, too: slow, and not wanted."""
+        for layer in self._adapted:
+            layer._active_adapter, layer._disable_adapters = adapters, off
+
     def _train_all(self) -> None:
-        """Every adapter takes gradients: switching one off takes them from its weights, even for a graph that is."""
+        """Every adapter takes gradients: peft gives them to the active one alone."""
         for name, value in self.model.named_parameters():
             if "lora_" in name:
                 value.requires_grad_(True)

@@ -55,7 +55,9 @@ class Conversation:
 
     def blocks(self, document: torch.Tensor) -> torch.Tensor:
         """Of the document's blocks [windows, m, hidden] those that the prompt shows, [n, hidden]."""
-        return document[list(self.prompt.windows)].flatten(0, 1)
+        if not self.prompt.windows:
+            return document[:0].flatten(0, 1)
+        return torch.cat([document[window] for window in self.prompt.windows])  # no index that a device waits for
 
 
 @dataclass(slots=True)

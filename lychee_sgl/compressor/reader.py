@@ -1,4 +1,7 @@
-"""What the frozen reader makes of blocks: how likely it finds what it is to say, token by token."""
+"""What the reader makes of blocks: how likely it finds what it is to say, token by token.
+
+Nothing here waits for the device: whole numbers go there in one copy, so a step is launched ahead of its computation.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.functional import cross_entropy
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn.functional import cross_entropy, kl_div
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,30 +41,86 @@ def read(compressor: Compressor, samples: Sequence[Sample], blocks: Sequence[tor
         samples: what stands around the blocks, and the targets.
         blocks: for each sample what stands for its window, [m, hidden]; m may be 0.
     """
-    rows, starts = [], []
-    for sample, block in zip(samples, blocks, strict=True):
-        device = block.device
-        before, behind = (
-            compressor.embed(torch.tensor(ids, dtype=torch.long, device=device))
-            for ids in (sample.before, (*sample.after, *sample.target[:-1]))
-        )
-        rows.append(torch.cat((before, block.to(before.dtype), behind)))
-        starts.append(len(sample.before) + block.shape[0] + len(sample.after) - 1)
-    # padding stands on the right, where causal attention never looks from a token that counts
-    hidden = compressor.read(pad_sequence(rows, batch_first=True))
-    lengths = [len(sample.target) for sample in samples]
-    row = torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(lengths)).to(hidden.device)
-    place = torch.cat([torch.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)]).to(hidden.device)
-    target = torch.tensor([token for sample in samples for token in sample.target], device=hidden.device)
-    scores = compressor.logits(hidden[row, place]).float()
-    return Reading(cross_entropy(scores, target, reduction="none"), scores.argmax(-1) == target, row)
+    laid = _laid_out(samples, blocks)
+    scores = _scores(compressor, laid, blocks)
+    row = [number for number, sample in enumerate(samples) for _ in sample.target]
+    target, rows = on_device(scores.device, [token for sample in samples for token in sample.target], row)
+    return Reading(cross_entropy(scores, target, reduction="none"), scores.argmax(-1) == target, rows)
 
 
-def task_losses(reading: Reading, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-    """Mean loss over the tokens of each task that is there."""
-    tasks = [sample.task for sample in samples]
-    losses = {}
-    for task in dict.fromkeys(tasks):
-        here = torch.tensor([one == task for one in tasks], device=reading.row.device)[reading.row]
-        losses[task] = reading.loss[here].mean()
-    return losses
+def divergence(compressor: Compressor, samples: Sequence[Sample], blocks: Sequence[torch.Tensor]) -> torch.Tensor:
+    """How far the reader with its adapter is from the plain model, where it says the targets.
+
+    Args:
+        compressor: whose reader has an adapter.
+        samples: as for `read`.
+        blocks: as for `read`.
+
+    Returns:
+        For each target token the divergence KL(plain, reader) of what may stand there, in nats, float32 [T].
+    """
+    laid = _laid_out(samples, blocks)
+    with torch.no_grad():
+        plain = _scores(compressor, laid, blocks, plain=True).log_softmax(-1)
+    own = _scores(compressor, laid, blocks).log_softmax(-1)
+    return kl_div(own, plain, log_target=True, reduction="none").sum(-1)
+
+
+def task_means(values: torch.Tensor, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+    """Mean of a value for each target token [T] over the tokens of each task that is there."""
+    pieces: dict[str, list[torch.Tensor]] = {}
+    for sample, piece in zip(samples, values.split([len(sample.target) for sample in samples]), strict=True):
+        pieces.setdefault(sample.task, []).append(piece)
+    return {task: torch.cat(some).mean() for task, some in pieces.items()}
+
+
+def on_device(device: torch.device, *numbers: Sequence[int]) -> tuple[torch.Tensor, ...]:
+    """Whole numbers on a device, in one copy that does not wait for what is being computed there."""
+    flat = torch.tensor([number for some in numbers for number in some], dtype=torch.long)
+    if device.type == "cuda":
+        flat = flat.pin_memory()
+    return flat.to(device, non_blocking=True).split([len(some) for some in numbers])
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Rows of tokens and blocks, one behind the other.
+
+    Attributes:
+        rows: how many.
+        tokens: of all rows, padded to one length; any where blocks stand.
+        blocks: places of blocks, in order.
+        asked: places whose next token is a target's.
+    """
+
+    rows: int
+    tokens: list[int]
+    blocks: list[int]
+    asked: list[int]
+
+
+def _laid_out(samples: Sequence[Sample], blocks: Sequence[torch.Tensor]) -> _Layout:
+    around = [(sample.before, (*sample.after, *sample.target[:-1])) for sample in samples]
+    longest = max(len(front) + len(block) + len(back) for (front, back), block in zip(around, blocks, strict=True))
+    laid = _Layout(len(samples), [], [], [])
+    for sample, (front, back), block in zip(samples, around, blocks, strict=True):
+        first = len(laid.tokens) + len(front)
+        behind = first + len(block)
+        # padding stands on the right, where causal attention never looks from a token that counts
+        padding = longest - len(front) - len(block) - len(back)
+        laid.tokens.extend((*front, *[0] * len(block), *back, *[0] * padding))
+        laid.blocks.extend(range(first, behind))
+        start = behind + len(sample.after) - 1
+        laid.asked.extend(range(start, start + len(sample.target)))
+    return laid
+
+
+def _scores(
+    compressor: Compressor, laid: _Layout, blocks: Sequence[torch.Tensor], *, plain: bool = False
+) -> torch.Tensor:
+    """Of every token of the vocabulary at the places that are asked for, float32 [T, vocabulary]."""
+    tokens, places, asked = on_device(compressor.device, laid.tokens, laid.blocks, laid.asked)
+    embedded = compressor.embed(tokens)
+    embedded = embedded.index_copy(0, places, torch.cat(list(blocks)).to(embedded.dtype))
+    hidden = compressor.read(embedded.unflatten(0, (laid.rows, -1)), plain=plain)
+    return compressor.logits(hidden.flatten(0, 1).index_select(0, asked)).float()

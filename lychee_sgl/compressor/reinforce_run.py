@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from lychee_sgl.compressor.corpus import PACKAGES, held_out_text, training_text
 from lychee_sgl.compressor.course import is_complete
-from lychee_sgl.compressor.data import HELD_OUT_FACTS, HELD_OUT_NAMES, Samples
+from lychee_sgl.compressor.data import Samples
 from lychee_sgl.compressor.documents import Documents
+from lychee_sgl.compressor.facts import HELD_OUT
 from lychee_sgl.compressor.folder import READER
 from lychee_sgl.compressor.model import load_compressor
 from lychee_sgl.compressor.reinforce import COLUMNS, Reinforcer
@@ -203,10 +204,7 @@ def _texts(job: ReinforceJob, compressor: Compressor) -> tuple[Samples, Samples,
     tokenizer, window, text = tokenizer_of(job.model), compressor.shape.window, training_text(job.text, job.packages)
     settings = TrainSettings()
     samples = Samples(tokenizer, text.paragraphs, window=window, settings=settings)
-    held_out = Samples(
-        tokenizer, held_out_text().paragraphs, window=window, settings=settings,
-        facts=HELD_OUT_FACTS, names=HELD_OUT_NAMES, words=(),
-    )  # fmt: skip
+    held_out = Samples(tokenizer, held_out_text().paragraphs, window=window, settings=settings, facts=HELD_OUT)
     return samples, held_out, text
 
 

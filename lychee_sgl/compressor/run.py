@@ -134,6 +134,7 @@ def train(
         "complete": done, "steps_done": trainer.step, "settings": settings.as_dict(), "device": device_name(device),
         "pilot": trainer.extra["pilot"], "identity": identity, "text": text.origin,
         "text_tokens": len(samples.tokens), "tasks": list(TASKS),
+        "columns": ["ratio", "seconds", *TASKS, "drift"],
         "seconds": round(sum(row[1] for row in trainer.history), 1), "history": trainer.history,
     }  # fmt: skip
     write_text(job.out / RECORD, json.dumps(record, allow_nan=False) + "\n")

@@ -62,6 +62,7 @@ class TrainSettings:
         clip: the longest gradient.
         target: tokens of a continuation.
         facts: the most facts in a window that is asked about.
+        keep: weight of the divergence of a reader with an adapter from the plain model, on whole text.
         seed: of everything that is drawn.
     """
 
@@ -73,6 +74,7 @@ class TrainSettings:
     clip: float = 1.0
     target: int = 128
     facts: int = 4
+    keep: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -86,6 +88,8 @@ class TrainSettings:
         for name in ("rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: a number above 0")
+        if not 0 <= self.keep < math.inf:
+            raise ValueError(f"keep is {self.keep}; allowed: a number from 0 on")
         if not 0 <= self.warmup < 1 or not 0 <= self.decay < 1 or self.warmup + self.decay > 1:
             raise ValueError(f"warmup is {self.warmup}, decay {self.decay}; allowed: shares of the steps, 1 together")
 

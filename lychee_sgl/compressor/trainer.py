@@ -1,8 +1,9 @@
 """The training loop of a compressor: adapter, memory tokens and readout; the model itself stays as it is.
 
 A step draws one ratio and a batch of windows, compresses them, and lets the frozen model reconstruct, continue and
-answer from the blocks. Samples and ratio follow from the seed and the step's number, so a state between two steps is
-the trained weights, AdamW's moments and the step.
+answer from the blocks. A reader with an adapter also reads some windows whole, and is held to what the plain model
+makes of them: what it is for besides blocks. Samples and ratio follow from the seed and the step's number, so a state
+between two steps is the trained weights, AdamW's moments and the step.
 """
 
 from __future__ import annotations
@@ -11,17 +12,18 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from random import Random
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lychee_sgl.compressor.course import FAR, Course
 from lychee_sgl.compressor.parts import Parts
-from lychee_sgl.compressor.reader import read, task_losses
+from lychee_sgl.compressor.reader import divergence, on_device, read, task_means
 from lychee_sgl.compressor.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from lychee_sgl.compressor.data import Sample, Samples
     from lychee_sgl.compressor.model import Compressor
@@ -35,17 +37,19 @@ class StepReport:
         step: from 0.
         ratio: its ratio.
         losses: mean loss of each task, in nats a token.
+        drift: of the reader from the plain model on whole text, in nats a token; 0 where there is none to hold.
         seconds: it took.
     """
 
     step: int
     ratio: int
     losses: dict[str, float]
+    drift: float
     seconds: float
 
 
 class Trainer(Course[TrainSettings, StepReport]):
-    """One training of a compressor. A row of its history: ratio, seconds, then the losses in the order of `TASKS`."""
+    """One training of a compressor. A row of its history: ratio, seconds, the losses in the order of `TASKS`, drift."""
 
     def __init__(
         self, compressor: Compressor, samples: Samples, settings: TrainSettings, identity: dict[str, Any]
@@ -60,59 +64,137 @@ class Trainer(Course[TrainSettings, StepReport]):
         """
         super().__init__(compressor, settings, identity)
         self.samples = samples
-        self._parts: Parts[Sample, dict[str, float]] = Parts(settings.batch)
+        self._parts: Parts[Sample, dict[str, torch.Tensor]] = Parts(settings.batch)
+        self._whole: Parts[Sample, dict[str, torch.Tensor]] = Parts(settings.batch)
+        self._drawn: tuple[int, Sequence[Sample]] = (-1, ())
 
     def ratio(self, step: int) -> int:
-        """The ratio of a step."""
-        return Random(f"lychee-sgl ratio {self.settings.seed} {step}").choice(self.compressor.shape.ratios)
+        """The ratio of a step: the lower ones, which learn first, more often."""
+        ratios = self.compressor.shape.ratios
+        draw = Random(f"lychee-sgl ratio {self.settings.seed} {step}")
+        return draw.choices(ratios, weights=odds(ratios))[0]
 
     def pace(self, rounds: int = 3) -> float:
-        """Seconds a step takes here, a mean over all ratios; nothing is trained."""
-        taken = []
+        """Seconds a step takes here, a mean over all ratios as often as they are drawn; nothing is trained."""
+        ratios = self.compressor.shape.ratios
+        taken: dict[int, list[float]] = {ratio: [] for ratio in ratios}
         for number in range(rounds):
-            for ratio in self.compressor.shape.ratios:
+            for ratio in ratios:
                 began = time.perf_counter()
-                self._losses(self.samples.batch(FAR + number), ratio)
+                self._learn(self.samples.batch(FAR + number), ratio)
                 if self.compressor.device.type == "cuda":
                     torch.cuda.synchronize(self.compressor.device)
                 if number or rounds == 1:
-                    taken.append(time.perf_counter() - began)
+                    taken[ratio].append(time.perf_counter() - began)
         self._forget()
-        return sum(taken) / len(taken)
+        return sum(fmean(taken[ratio]) * share for ratio, share in zip(ratios, odds(ratios), strict=True))
 
     def held_out_loss(self, rounds: int = 4) -> float:
         """Mean loss over all tasks and ratios on samples that no training draws."""
-        losses = []
+        losses: list[float] = []
         with torch.no_grad():
             for number in range(rounds):
                 for ratio in self.compressor.shape.ratios:
-                    losses += list(self._losses(self.samples.batch(2 * FAR + number), ratio, learn=False).values())
-        return sum(losses) / len(losses)
+                    batch = self.samples.batch(2 * FAR + number)
+                    losses += map(float, self._means(self._parts, batch, self._losses(ratio), 0.0).values())
+        return fmean(losses)
 
-    def _losses(self, batch: Sequence[Sample], ratio: int, *, learn: bool = True) -> dict[str, float]:
-        """The mean loss of each task; `learn`: adds the gradient of their mean to what stands there."""
-        tokens = Counter(sample.task for sample in batch for _ in sample.target)
-        device = self.compressor.device
+    def _learn(self, batch: Sequence[Sample], ratio: int) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        """The mean loss of each task, and the reader's drift; their gradient and no other stands there then.
 
-        def part(some: Sequence[Sample]) -> dict[str, float]:
-            windows = torch.tensor([sample.window for sample in some], device=device)
+        Nothing waits for the device.
+        """
+
+        def tasks() -> dict[str, torch.Tensor]:
+            self._forget()
+            return self._means(self._parts, batch, self._losses(ratio), 1.0)
+
+        losses, drift, settings = tasks(), None, self.settings
+        if self.compressor.has_reader and settings.keep:
+            # when memory is out the second time, the first gradient is gone, too
+            drifts = self._means(self._whole, fifth(batch), self._drift, settings.keep, again=tasks)
+            drift = torch.stack(list(drifts.values())).mean()
+        return losses, drift
+
+    def _means(
+        self,
+        parts: Parts[Sample, dict[str, torch.Tensor]],
+        batch: Sequence[Sample],
+        look: Callable[[Sequence[Sample], torch.Tensor], torch.Tensor],
+        weight: float,
+        again: Callable[[], Any] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """For each task the mean of what `look` finds for its tokens.
+
+        Args:
+            parts: in how many to compute.
+            batch: samples.
+            look: a value for each target token, [T], of some samples and their windows [B, n].
+            weight: above 0: adds the gradient of so many times the mean over tasks to what stands there.
+            again: what is to be done before it begins anew; None: forget gradients.
+        """
+        tokens, device = _tokens(batch), self.compressor.device
+
+        def part(some: Sequence[Sample]) -> dict[str, torch.Tensor]:
+            (flat,) = on_device(device, [token for sample in some for token in sample.window])
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-                blocks = self.compressor(windows, ratio)
-                losses = task_losses(read(self.compressor, some, list(blocks)), some)
-            here = Counter(sample.task for sample in some for _ in sample.target)
-            shares = {task: loss * (here[task] / tokens[task]) for task, loss in losses.items()}
-            if learn:
-                (torch.stack(list(shares.values())).sum() / len(tokens)).backward()
-            return {task: float(share.detach()) for task, share in shares.items()}
+                means = task_means(look(some, flat.unflatten(0, (len(some), -1))), some)
+            here = _tokens(some)
+            shares = {task: mean * (here[task] / tokens[task]) for task, mean in means.items()}
+            if weight:
+                (weight * torch.stack(list(shares.values())).sum() / len(tokens)).backward()
+            return {task: share.detach() for task, share in shares.items()}
 
-        found = self._parts.run(batch, part, self._forget)
-        return {task: sum(one.get(task, 0.0) for one in found) for task in tokens}
+        found = parts.run(batch, part, again or self._forget)
+        return {task: torch.stack([one[task] for one in found if task in one]).sum() for task in tokens}
+
+    def _losses(self, ratio: int) -> Callable[[Sequence[Sample], torch.Tensor], torch.Tensor]:
+        def look(some: Sequence[Sample], windows: torch.Tensor) -> torch.Tensor:
+            return read(self.compressor, some, list(self.compressor(windows, ratio))).loss
+
+        return look
+
+    def _drift(self, some: Sequence[Sample], windows: torch.Tensor) -> torch.Tensor:
+        return divergence(self.compressor, some, list(self.compressor.embed(windows)))
+
+    def _batch(self, step: int) -> Sequence[Sample]:
+        if self._drawn[0] != step:
+            self._drawn = (step, self.samples.batch(step))
+        return self._drawn[1]
 
     def _advance(self) -> tuple[StepReport, list[float]]:
         started, ratio = time.perf_counter(), self.ratio(self.step)
-        self._forget()
-        losses = self._losses(self.samples.batch(self.step), ratio)
-        self._descend(self.settings.clip, f"losses are {losses}", list(losses.values()))
+        learnt, drifted = self._learn(self._batch(self.step), ratio)
+        if self.step + 1 < self.settings.steps:
+            self._batch(self.step + 1)  # drawn while the device computes
+        losses = dict(zip(learnt, torch.stack(list(learnt.values())).tolist(), strict=True))
+        drift = 0.0 if drifted is None else float(drifted)
+        self._descend(self.settings.clip, f"losses are {losses}, drift {drift}", [*losses.values(), drift])
         seconds = time.perf_counter() - started
-        report = StepReport(step=self.step, ratio=ratio, losses=losses, seconds=seconds)
-        return report, [ratio, seconds, *losses.values()]
+        report = StepReport(step=self.step, ratio=ratio, losses=losses, drift=drift, seconds=seconds)
+        return report, [ratio, seconds, *losses.values(), drift]
+
+
+def odds(ratios: Sequence[int]) -> list[float]:
+    """How often each ratio is drawn, as shares: of four 4, 3, 2 and 1 tenths."""
+    count = len(ratios)
+    return [2 * (count - place) / (count * (count + 1)) for place in range(count)]
+
+
+def fifth(batch: Sequence[Sample]) -> list[Sample]:
+    """The first fifth of each task's samples, one of each at least."""
+    counts, taken = Counter(sample.task for sample in batch), Counter[str]()
+    some = []
+    for sample in batch:
+        taken[sample.task] += 1
+        if taken[sample.task] <= -(-counts[sample.task] // 5):
+            some.append(sample)
+    return some
+
+
+def _tokens(batch: Sequence[Sample]) -> dict[str, int]:
+    """Of each task's targets."""
+    counts: dict[str, int] = {}
+    for sample in batch:
+        counts[sample.task] = counts.get(sample.task, 0) + len(sample.target)
+    return counts

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lychee_sgl.compressor import corpus
 from lychee_sgl.compressor.model import Compressor, shape_of
-from lychee_sgl.compressor.settings import TrainSettings
+from lychee_sgl.compressor.settings import ReinforceSettings, TrainSettings
 
 TEMPLATE = (
     "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}<e>\n{% endfor %}"
@@ -21,6 +21,10 @@ TEXT = tuple(f"Paragraph {i} says that the {w} is older than the sea, and nobody
              for w in ("wind", "stone", "rain"))  # fmt: skip
 SETTINGS = TrainSettings(steps=6, batch=3, target=8, facts=1, warmup=0.0, decay=0.5)
 WINDOW, RATIOS = 64, (2, 4)
+LONG = 2 * WINDOW
+SMALL = ReinforceSettings(
+    steps=3, tasks=2, group=3, ratios=(2, 4), windows=2, others=1, limit=5, rate=0.01, warmup=2, reader_rank=2
+)
 
 
 @pytest.fixture(autouse=True)
@@ -83,4 +87,12 @@ def shaken(compressor: Compressor) -> Compressor:
     with torch.no_grad():
         for value in compressor.trained().values():
             value += 0.1 * torch.randn_like(value)
+    return compressor
+
+
+def with_reader(tokenizer: Any, *, rank: int = 2) -> Compressor:
+    model = drawn_model(tokenizer)
+    compressor = Compressor(model, shape_of(model, ratios=RATIOS, window=LONG, rank=2))
+    if rank:
+        compressor.add_reader(rank)
     return compressor

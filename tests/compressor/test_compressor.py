@@ -8,7 +8,7 @@ import torch
 
 from lychee_sgl.compressor.data import Sample
 from lychee_sgl.compressor.model import Compressor, load_compressor, shape_of
-from lychee_sgl.compressor.reader import read, task_losses
+from lychee_sgl.compressor.reader import read, task_means
 from lychee_sgl.compressor.settings import CompressorShape, TrainSettings
 from tests.compressor.conftest import RATIOS, WINDOW, drawn_model, shaken
 
@@ -111,7 +111,7 @@ def test_the_reader_is_the_model_as_it_was(compressor: Compressor, tokenizer: An
             wanted = torch.nn.functional.cross_entropy(logits, target, reduction="none")
             torch.testing.assert_close(found.loss[found.row == number], wanted, atol=1e-5, rtol=1e-5)
             assert found.right[found.row == number].tolist() == (logits.argmax(-1) == target).tolist()
-    losses = task_losses(found, [sample, short])
+    losses = task_means(found.loss, [sample, short])
     torch.testing.assert_close(losses["answer"], found.loss[10:].mean())
     torch.testing.assert_close(losses["reconstruct"], found.loss[:10].mean())
 

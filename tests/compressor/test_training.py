@@ -11,14 +11,12 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from lychee_sgl.compressor import data
 from lychee_sgl.compressor.cli import UNFINISHED, app
-from lychee_sgl.compressor.corpus import held_out_text, training_text
 from lychee_sgl.compressor.course import TrainingError
 from lychee_sgl.compressor.data import Sample, Samples
 from lychee_sgl.compressor.evaluate import ARMS, BOUNDS, evaluate, held_out_samples, standing_for
 from lychee_sgl.compressor.model import Compressor
-from lychee_sgl.compressor.reader import read, task_losses
+from lychee_sgl.compressor.reader import read, task_means
 from lychee_sgl.compressor.run import Job, measure, pilot, train
 from lychee_sgl.compressor.settings import TASKS, TrainSettings
 from lychee_sgl.compressor.trainer import Trainer
@@ -28,59 +26,6 @@ from tests.compressor.conftest import RATIOS, SETTINGS, TEXT, WINDOW
 @pytest.fixture
 def samples(tokenizer: Any) -> Samples:
     return Samples(tokenizer, TEXT, window=WINDOW, settings=SETTINGS)
-
-
-def test_samples_say_what_they_are(samples: Samples, tokenizer: Any) -> None:
-    def text(ids: tuple[int, ...]) -> str:
-        return str(tokenizer.decode(ids))
-
-    batch = samples.batch(0)
-    assert [sample.task for sample in batch] == list(TASKS)
-    repeat, onward, asked = batch
-    assert all(len(sample.window) == WINDOW for sample in batch)
-    assert repeat.target == repeat.window
-    assert text(repeat.before) == "<s>user\n"
-    assert text(repeat.after) == "\n\nRepeat the text above, word for word.<e>\n<s>assistant\n"
-    at = samples.tokens.index(onward.target[0])
-    assert len(onward.target) == SETTINGS.target
-    joined = list(onward.window + onward.target)
-    assert any(samples.tokens[i : i + len(joined)] == joined for i in range(at % 7, len(samples.tokens)) if
-               samples.tokens[i] == joined[0])  # fmt: skip
-    stem = text(asked.after).rpartition("assistant\n")[2]
-    value = text(asked.target)
-    assert f"{stem}{value}." in text(asked.window)
-    assert value.startswith(" ")
-    assert "?" in text(asked.after)
-
-
-def test_facts_stand_whole_in_a_window_and_the_others_do_not_break_them(tokenizer: Any) -> None:
-    settings = TrainSettings(batch=3, target=8, facts=4)
-    for window in (2 * WINDOW, 5 * WINDOW):
-        samples = Samples(tokenizer, TEXT, window=window, settings=settings)
-        for number in range(20):
-            asked = samples.sample("answer", Random(number))
-            stem = tokenizer.decode(asked.after).rpartition("assistant\n")[2]
-            assert len(asked.window) == window
-            assert f"{stem}{tokenizer.decode(asked.target)}." in tokenizer.decode(asked.window)
-    with pytest.raises(ValueError, match="for a fact to stand in it"):
-        Samples(tokenizer, TEXT, window=4, settings=settings).sample("answer", Random(0))
-
-
-def test_samples_follow_from_seed_and_step(samples: Samples, tokenizer: Any) -> None:
-    again = Samples(tokenizer, TEXT, window=WINDOW, settings=SETTINGS)
-    assert again.batch(5) == samples.batch(5) != samples.batch(6)
-    with pytest.raises(ValueError, match="allowed: 136 or more"):
-        Samples(tokenizer, TEXT[:1], window=WINDOW, settings=SETTINGS)
-
-
-def test_nothing_is_judged_by_what_was_trained_on() -> None:
-    assert set(data.HELD_OUT_NAMES).isdisjoint(data._NAMES)
-    assert set(data.HELD_OUT_FACTS).isdisjoint(data._FACTS)
-    trained = training_text(packages=("rich", "not_installed_anywhere"))
-    assert "docstrings of rich" in trained.origin
-    assert "not_installed_anywhere" not in trained.origin
-    assert set(trained.paragraphs).isdisjoint(held_out_text().paragraphs)
-    assert len(set(trained.paragraphs)) == len(trained.paragraphs) > 500
 
 
 class OneWindow(Samples):
@@ -196,15 +141,6 @@ def test_evaluation_of_a_compressor_that_was_not_trained(compressor: Compressor,
         held_out_samples(tokenizer, TEXT, SETTINGS, window=WINDOW, windows=1, questions=4)
 
 
-def test_a_reader_that_sees_the_answer_is_right(tokenizer: Any) -> None:
-    """Every question's answer stands in its window, so a perfect reader has them all."""
-    _, answer = held_out_samples(tokenizer, TEXT, SETTINGS, window=WINDOW, windows=2, questions=20)
-    draw = Random(0)
-    for sample in draw.sample(answer, 10):
-        assert tokenizer.decode(sample.target) in tokenizer.decode(sample.window)
-        assert len(tokenizer.decode(sample.target).strip()) == 7
-
-
 def test_from_a_folder_to_an_evaluated_compressor(folder: Path, tmp_path: Path) -> None:
     out, text = tmp_path / "made", tmp_path / "more.txt"
     text.write_text("\n\n".join(f"{one} {one}" for one in TEXT), encoding="utf-8")
@@ -286,7 +222,7 @@ def test_losses_and_gradients_of_parts_add_up_to_those_of_the_whole(compressor: 
     seen = []
     for rows in (9, 2):
         trainer._parts.rows = rows
-        losses = trainer._losses(samples.batch(0), 4)
+        losses = {task: float(loss) for task, loss in trainer._learn(samples.batch(0), 4)[0].items()}
         seen.append((losses, {name: value.grad for name, value in compressor.trained().items()}))
         trainer._forget()
     (whole, gradient), (parts, other) = seen
@@ -297,7 +233,7 @@ def test_losses_and_gradients_of_parts_add_up_to_those_of_the_whole(compressor: 
     batch = samples.batch(0)
     with torch.no_grad():
         blocks = compressor(torch.tensor([sample.window for sample in batch]), 4)
-        wanted = task_losses(read(compressor, batch, list(blocks)), batch)
+        wanted = task_means(read(compressor, batch, list(blocks)).loss, batch)
     assert whole == pytest.approx({task: float(loss) for task, loss in wanted.items()}, rel=1e-5)
 
 
@@ -311,10 +247,14 @@ def test_a_reader_may_learn_with_its_compressor(folder: Path, tmp_path: Path) ->
     assert train(job, say=said.append)
     record = json.loads((tmp_path / "made" / "training.json").read_text())
     assert set(record["pilot"]) == {"0.001", "0.01"}
+    assert record["columns"] == ["ratio", "seconds", *TASKS, "drift"]
+    assert [len(row) for row in record["history"]] == [6, 6]
+    assert [row[-1] > 0 for row in record["history"]] == [False, True]  # before its first step the reader is the model
     assert record["settings"]["rate"] in (0.001, 0.01)
     kept = load_file(tmp_path / "made" / "reader" / "adapter_model.safetensors")
     assert any("lora_B" in name and value.any() for name, value in kept.items())
     told = measure(folder, tmp_path / "made", windows=2, questions=2, reader=True)
+    assert told["bounds"]["whole"] != measure(folder, tmp_path / "made", windows=2, questions=2)["bounds"]["whole"]
     assert told["reader"] == "adapter"
     plain = Job(**{**{name: getattr(job, name) for name in Job.__slots__}, "reader_rank": 0, "sweep": ()})
     assert train(plain, say=said.append)  # over a compressor that had a reader: that is gone, too
