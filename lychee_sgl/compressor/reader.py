@@ -79,7 +79,8 @@ def on_device(device: torch.device, *numbers: Sequence[int]) -> tuple[torch.Tens
     flat = torch.tensor([number for some in numbers for number in some], dtype=torch.long)
     if device.type == "cuda":
         flat = flat.pin_memory()
-    return flat.to(device, non_blocking=True).split([len(some) for some in numbers])
+    split: tuple[torch.Tensor, ...] = flat.to(device, non_blocking=True).split([len(some) for some in numbers])
+    return split
 
 
 @dataclass(frozen=True, slots=True)
