@@ -152,8 +152,7 @@ class Supervisor:
         pause = managed.backoff.failed(now)
         managed.restart_at = now + pause
         self._reporter.event(
-            f"the {managed.name} {what}; starting it again in {pause:.0f} s "
-            f"(log: {managed.service.spec.log})"
+            f"the {managed.name} {what}; starting it again in {pause:.0f} s (log: {managed.service.spec.log})"
         )
 
     def _restart(self, managed: _Managed, now: float) -> None:
