@@ -100,10 +100,15 @@ def read_json(path: Path) -> object:
 
 
 def write_text(path: Path, content: str) -> None:
+    """Write UTF-8 as `write_bytes` does."""
+    write_bytes(path, content.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Write beside the target, then rename over it: a reader sees the old file or the new one, never half."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("w", encoding="utf-8") as file:
+        with part.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

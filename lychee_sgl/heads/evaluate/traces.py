@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+from lychee_sgl.heads.checks import write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +37,7 @@ class Traces:
         now = json.loads(json.dumps(asked))
         path = folder / ASKED
         if not path.exists():
-            _replace(path, json.dumps(now, indent=1).encode() + b"\n")
+            write_bytes(path, json.dumps(now, indent=1).encode() + b"\n")
         try:
             was = json.loads(path.read_text())
         except ValueError as error:
@@ -61,16 +63,9 @@ class Traces:
 
     def keep(self, number: int, trace: torch.Tensor) -> None:
         """Write a finished trace; it is there whole or not at all."""
-        partial = self._path(number).with_suffix(f".{os.getpid()}.part")
-        with partial.open("wb") as file:
-            np.save(file, trace.numpy())
-        partial.replace(self._path(number))
+        file = io.BytesIO()
+        np.save(file, trace.numpy())
+        write_bytes(self._path(number), file.getvalue())
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number}.npy"
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.part")
-    partial.write_bytes(content)
-    partial.replace(path)
