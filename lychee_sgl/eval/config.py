@@ -61,7 +61,8 @@ class Arm(_Strict):
     custom_params: dict[str, Scalar] | None = None
     body: dict[str, Any] = {}
     at: float | None = Field(default=None, gt=0, le=1)
-    plan: str | None = None
+    # left out where it is not used: a run's identity, and a figure, from before there was this field stay what they are
+    plan: str | None = Field(default=None, exclude_if=lambda plan: plan is None)
 
     def fields(self, send_as: Literal["lychee", "custom_params"]) -> dict[str, Any]:
         """Fields of the request."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from lychee_sgl.eval.config import Arm, Settings, Task, read_settings
 from lychee_sgl.eval.report import task_table
 from lychee_sgl.eval.ruler import COMMIT
+from lychee_sgl.eval.run import identity_of
 from lychee_sgl.eval.tasks import catalogue
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +33,13 @@ def test_the_table_of_fields_is_the_configuration() -> None:
     said = {name: set(re.findall(r"\w+", re.findall(r"`\{(.+?)\}`", text)[0])) for name, _, text in rows if "{" in text}
     assert said["tasks"] == set(Task.model_fields)
     assert said["arms"] == set(Arm.model_fields)
+
+
+def test_the_gates_figure_is_of_the_gates_configuration() -> None:
+    """A field more would make them differ, which the gate itself finds only after it has asked an engine."""
+    figure = json.loads((ROOT / "docs" / "measurements" / "eval-gate.json").read_text(encoding="utf-8"))
+    settings = read_settings(ROOT / "docs" / "eval" / "gate.yaml")
+    assert identity_of(settings, "a model", {})["settings"] == figure["settings"]
 
 
 def test_the_definition_that_was_read_is_named() -> None:
