@@ -142,3 +142,17 @@ def kept_window(bound: int, sinks: int, recent: int) -> tuple[int, int]:
         return sinks, recent
     kept_sinks = kept * sinks // (sinks + recent)
     return kept_sinks, kept - kept_sinks
+
+
+def set_bounds(mode: torch.Tensor, budget: torch.Tensor, value: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """`set_bound` of many rows, in the dtype of their lengths; all tensors of one shape, `value` float64."""
+    bound = torch.where(budget > 0, torch.minimum(budget, lengths), lengths)
+    share = torch.ceil(value * lengths - 1e-9).to(lengths.dtype).clamp(min=1)
+    return torch.where(mode == int(Mode.RATIO), torch.minimum(bound, share), bound)
+
+
+def kept_windows(bound: torch.Tensor, sinks: torch.Tensor, recent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`kept_window` of many rows."""
+    room, asked = 3 * bound // 4, sinks + recent
+    fewer = room * sinks // asked.clamp(min=1)
+    return torch.where(asked > room, fewer, sinks), torch.where(asked > room, room - fewer, recent)

@@ -95,8 +95,11 @@ def test_rows_of_one_batch_do_not_see_each_others_policy(attend: Attend | None) 
     for row in range(5):
         alone, (step,) = decode([row])
         torch.testing.assert_close(together[row], alone[0])
-        assert steps[row].recall == (None if step.recall is None else pytest.approx(step.recall, abs=1e-6))
-        assert steps[row]._replace(batch=1, recall=None) == step._replace(recall=None)
+        found = steps[row]._replace(batch=1)
+        if attend is None and step.recall is not None:  # padded rows add up in another order
+            assert found.recall == pytest.approx(step.recall, abs=1e-6)
+            found = found._replace(recall=step.recall)
+        assert found == step
     assert [step.batch for step in steps] == [5] * 5
 
 

@@ -79,6 +79,11 @@ class Client:
         """Tokens of a page of the pool: the radix cache holds whole ones."""
         return int(self.http.get("/server_info").raise_for_status().json()["page_size"])
 
+    @cached_property
+    def narrow_pool(self) -> bool:
+        """Whether the pool has fewer bits than the model computes with."""
+        return str(self.http.get("/server_info").raise_for_status().json()["kv_cache_dtype"]).startswith("fp8")
+
     def whole_pages(self, tokens: int) -> int:
         """How many of the first tokens of a text can be cached."""
         return tokens // self.page_size * self.page_size

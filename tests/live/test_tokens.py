@@ -180,9 +180,9 @@ def test_dense_after_sparse_equals_dense_on_an_empty_cache(
     lychee.generate(prompt, budget=64)
     second = lychee.generate(prompt, budget="dense")
     assert second.cached == lychee.whole_pages(len(prompt) - 1)
-    # The last prompt token alone is computed again: the same numbers but for the order of sums; with fewer bits in the
-    # cache than in the prefill, for those bits too. Stock's own answers change as much, and say how much that is.
-    allowed = max(0.25, stock_answers[1])
+    # The last prompt token alone is computed again: the same numbers but for the order of sums. A pool of fewer bits
+    # than the prefill loses those, too: stock's own answers change as much, and say how much that is.
+    allowed = max(0.25, stock_answers[1]) if lychee.narrow_pool else 0.25
     assert first_difference(first, second) is None or near_tie(first, second, allowed)[0]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lychee_kernels.decode_plan.api import DENSE, Fallback, Param, PlanRules, RowDecisions
-from lychee_kernels.layout import DecodeRows, Mode, kept_window
+from lychee_kernels.layout import DecodeRows, Mode, kept_window, set_bounds
 from lychee_kernels.work import DecodePlan, Row, WorkShape
 
 
@@ -21,9 +21,7 @@ def decide_rows(
     value = values[req_pool_indices.long()]
     mode, budget, lengths = asked[:, Param.MODE], asked[:, Param.BUDGET], seq_lens.to(torch.int32)
     wants_dense = budget == DENSE
-    bound = torch.where(budget > 0, torch.minimum(budget, lengths), lengths)
-    share = torch.ceil(value * lengths - 1e-9).to(torch.int32).clamp(min=1)
-    bound = torch.where(mode == int(Mode.RATIO), torch.minimum(bound, share), bound)
+    bound = set_bounds(mode, budget, value, lengths)
     short = ~wants_dense & (lengths <= rules.dense_below)
     by_number = (mode == int(Mode.TOPK)) | (mode == int(Mode.RATIO))
     covers = ~wants_dense & ~short & by_number & (bound >= lengths)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lychee_kernels.layout import Mode
+from lychee_kernels.layout import kept_windows, set_bounds
 
 if TYPE_CHECKING:
     from lychee_kernels.layout import DecodeRows
@@ -35,15 +35,8 @@ def bounds(rows: DecodeRows, here: slice, lengths: torch.Tensor, positions: int)
         lengths: int64 [b], their contexts.
         positions: n, at least the longest of them.
     """
-    budget, mode = rows.budget[here].long(), rows.mode[here]
-    bound = torch.where(budget > 0, budget, lengths)
-    share = torch.ceil(rows.value[here].double() * lengths - 1e-9).long()
-    bound = torch.where(mode == Mode.RATIO, torch.minimum(bound, share), bound)
-    bound = torch.minimum(bound, lengths).clamp(min=1)
-    sinks, recent = rows.sinks[here].long(), rows.recent[here].long()
-    room, asked = 3 * bound // 4, sinks + recent
-    shrunk = room * sinks // asked.clamp(min=1)
-    sinks, recent = torch.where(asked > room, shrunk, sinks), torch.where(asked > room, room - shrunk, recent)
+    bound = set_bounds(rows.mode[here], rows.budget[here].long(), rows.value[here], lengths)
+    sinks, recent = kept_windows(bound, rows.sinks[here].long(), rows.recent[here].long())
     position = torch.arange(positions, device=lengths.device)
     kept = (position < sinks[:, None]) | (position >= (lengths - recent.clamp(min=1))[:, None])
     whole = bound >= lengths
