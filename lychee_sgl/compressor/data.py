@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from lychee_sgl.compressor.settings import TrainSettings
 
 
-_MARK: Final = "\ue000"  # of the private use area: no tokeniser's template holds it, nor the next
+_MARK: Final = "\ue000"  # of the private use area: no tokeniser's template holds it, nor the next ones
 _ASKED: Final = "\ue001"
+_TOLD: Final = "\ue002"
+_THEN: Final = "\ue003"
 _REPEAT: Final = "Repeat the text above, word for word."
 _ONWARD: Final = (
     'How does the text go on after "{cue}"?',
@@ -30,6 +32,7 @@ _ONWARD: Final = (
 _QUOTED: Final = 0.3
 """Share of the questions that are about the text itself, where facts are broad."""
 _SHORT: Final = 8  # tokens that a quotation is asked for, at most
+_QUOTES: Final = 3  # of a text, at most
 _TRIES: Final = 50
 
 
@@ -39,10 +42,11 @@ class Sample:
 
     Attributes:
         task: one of `TASKS`.
-        window: tokens that are compressed.
+        window: tokens that are compressed, a window or several.
         before: tokens in front of the blocks.
         after: tokens behind them.
-        target: tokens that the reader is to say then.
+        target: tokens that stand there then.
+        scored: places in `target` of those that the reader is to say; the others are given. None: all of them.
     """
 
     task: str
@@ -50,6 +54,27 @@ class Sample:
     before: tuple[int, ...]
     after: tuple[int, ...]
     target: tuple[int, ...]
+    scored: tuple[int, ...] | None = None
+
+    @property
+    def places(self) -> Sequence[int]:
+        """Places in `target` of what the reader is to say."""
+        return range(len(self.target)) if self.scored is None else self.scored
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question about a text.
+
+    Attributes:
+        question: as it is put.
+        stem: how the answer begins; it is given.
+        answer: tokens of how it goes on.
+    """
+
+    question: str
+    stem: str
+    answer: tuple[int, ...]
 
 
 class Samples:
@@ -82,11 +107,14 @@ class Samples:
         self.tokens: list[int] = list(joined)
         if len(self.tokens) < 2 * window + settings.target:
             raise ValueError(f"the text has {len(self.tokens)} tokens; allowed: {2 * window + settings.target} or more")
-        message = [{"role": "user", "content": f"{_MARK}\n\n{_ASKED}"}]
-        rendered = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        turns = [("user", f"{_MARK}\n\n{_ASKED}"), ("assistant", _TOLD), ("user", _THEN)]
+        messages = [{"role": role, "content": content} for role, content in turns]
+        rendered = tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
         before, _, behind = rendered.partition(_MARK)
         self._before = tuple(self.ids(before))
         self._behind = behind.partition(_ASKED)
+        again = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        self._between = again.partition(_TOLD)[2].partition(_THEN)[0]
         self._repeat = self.chat(_REPEAT)
 
     def batch(self, step: int) -> list[Sample]:
@@ -96,7 +124,8 @@ class Samples:
 
     def sample(self, task: str, draw: Random) -> Sample:
         """One sample of a task."""
-        window, target = self.window, self._settings.target
+        target, count = self._settings.target, self._count(draw) if task == "answer" else 1
+        window = count * self.window
         at = draw.randrange(len(self.tokens) - window - target)
         raw = tuple(self.tokens[at : at + window])
         if task == "reconstruct":
@@ -106,44 +135,64 @@ class Samples:
             return Sample(task, raw, begin, (), tuple(self.tokens[at + window : at + window + target]))
         return self._question(raw, draw)
 
+    def _count(self, draw: Random) -> int:
+        """Windows of a text that is asked about: one, or twice as many, up to as many as there may be."""
+        if not self.facts.broad:
+            return 1
+        room = (len(self.tokens) - self._settings.target - 1) // self.window
+        most = min(self._settings.windows, room)
+        return 1 << draw.randrange(most.bit_length())
+
     def _question(self, raw: tuple[int, ...], draw: Random) -> Sample:
-        """A window and a question about it; the beginning of the answer is given."""
-        if self.facts.broad and draw.random() < _QUOTED and (quoted := self._quote(raw, draw)) is not None:
-            return quoted
+        """A text and what is asked about it: all its facts, or quotations; else the one that is judged by."""
+        if self.facts.broad and draw.random() < _QUOTED and (quotes := self._quotes(raw, draw)):
+            return self._talk(raw, quotes)
         for _ in range(_TRIES):  # in a short window not every fact has room
-            told, question, stem, value = self._told(draw)
+            told, asked = self._told(draw)
             if len(told[0]) <= len(raw):
                 break
-        before, after = self.chat(question)
-        # what is trained comes to an end, as an answer has to; what is judged is the value alone
-        end = "." if self.facts.broad else ""
-        target = tuple(self.ids(f" {value}{end}"))
-        return Sample("answer", bury(draw, raw, told), before, (*after, *self.ids(stem)), target)
+        while sum(map(len, told)) > len(raw) and len(told) > 1:
+            told.pop()
+        some = asked[: len(told)] if self.facts.broad else asked[:1]
+        return self._talk(bury(draw, raw, told), some)
 
-    def _told(self, draw: Random) -> tuple[list[list[int]], str, str, str]:
-        """Facts as tokens; question, stem and value of the first."""
+    def _talk(self, window: tuple[int, ...], asked: Sequence[Asked]) -> Sample:
+        """One question after the other about a text, in one conversation; the beginnings of the answers are given."""
+        first, *others = asked
+        before, after = self.chat(first.question)
+        said, scored = [*first.answer], [*range(len(first.answer))]
+        for one in others:
+            said += [*self.ids(f"{self._between}{one.question}{self._behind[2]}"), *self.ids(one.stem)]
+            scored += range(len(said), len(said) + len(one.answer))
+            said += one.answer
+        return Sample("answer", window, before, (*after, *self.ids(first.stem)), tuple(said), tuple(scored))
+
+    def _told(self, draw: Random) -> tuple[list[list[int]], list[Asked]]:
+        """Facts as tokens, and what is asked about each."""
         facts, told, asked = self.facts, [], []
+        # what is trained comes to an end, as an answer has to; what is judged is the value alone
+        end = "." if facts.broad else ""
         for name in facts.some(draw, draw.randint(1, min(self._settings.facts, len(facts.names)))):
             fact, question = draw.choice(facts.wordings)
-            value = facts.value(draw)
-            told.append(self.ids(f"{fact.format(name=name)} {value}.\n\n"))
-            asked.append((question.format(name=name), fact.format(name=name), value))
-        return told, *asked[0]
+            stem, value = fact.format(name=name), facts.value(draw)
+            told.append(self.ids(f"{stem} {value}.\n\n"))
+            asked.append(Asked(question.format(name=name), stem, tuple(self.ids(f" {value}{end}"))))
+        return told, asked
 
-    def _quote(self, raw: tuple[int, ...], draw: Random) -> Sample | None:
-        """The first words of a sentence of the window, asked how they go on; None: there is no such sentence."""
+    def _quotes(self, raw: tuple[int, ...], draw: Random) -> list[Asked]:
+        """First words of sentences of the text, asked how they go on; some texts have none."""
         words = self.tokenizer.decode(raw).split()
-        cue, onward = draw.randint(4, 7), draw.randint(1, 3)
-        starts = [at for at in range(1, len(words) - cue - onward) if words[at - 1].endswith((".", "?", ":"))]
-        if not starts:
-            return None
-        at = draw.choice(starts)
-        stem = " ".join(words[at : at + cue])
-        if " ".join(words).count(stem) != 1:
-            return None
-        before, after = self.chat(draw.choice(_ONWARD).format(cue=stem))
-        target = self.ids(" " + " ".join(words[at + cue : at + cue + onward]))
-        return Sample("answer", raw, before, (*after, *self.ids(stem)), tuple(target[:_SHORT]))
+        text, quotes = " ".join(words), []
+        longest = 7 + 3  # words of a beginning and of what follows
+        starts = [at for at in range(1, len(words) - longest) if words[at - 1].endswith((".", "?", ":"))]
+        for at in draw.sample(starts, min(_QUOTES, len(starts))):
+            cue, onward = draw.randint(4, 7), draw.randint(1, 3)
+            stem = " ".join(words[at : at + cue])
+            if text.count(stem) != 1:
+                continue
+            answer = self.ids(" " + " ".join(words[at + cue : at + cue + onward]))
+            quotes.append(Asked(draw.choice(_ONWARD).format(cue=stem), stem, tuple(answer[:_SHORT])))
+        return quotes
 
     def chat(self, question: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The chat template around a document, as tokens in front of it and behind it, up to the answer."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """All target tokens of some samples, one behind the other.
+    """All tokens that are to be said of some samples, one behind the other.
 
     Attributes:
         loss: negative log-likelihood of each, float32 [T].
@@ -43,8 +43,8 @@ def read(compressor: Compressor, samples: Sequence[Sample], blocks: Sequence[tor
     """
     laid = _laid_out(samples, blocks)
     scores = _scores(compressor, laid, blocks)
-    row = [number for number, sample in enumerate(samples) for _ in sample.target]
-    target, rows = on_device(scores.device, [token for sample in samples for token in sample.target], row)
+    row = [number for number, sample in enumerate(samples) for _ in sample.places]
+    target, rows = on_device(scores.device, [one.target[place] for one in samples for place in one.places], row)
     return Reading(cross_entropy(scores, target, reduction="none"), scores.argmax(-1) == target, rows)
 
 
@@ -57,7 +57,7 @@ def divergence(compressor: Compressor, samples: Sequence[Sample], blocks: Sequen
         blocks: as for `read`.
 
     Returns:
-        For each target token the divergence KL(plain, reader) of what may stand there, in nats, float32 [T].
+        For each token that is to be said the divergence KL(plain, reader) of what may stand there, nats, float32 [T].
     """
     laid = _laid_out(samples, blocks)
     with torch.no_grad():
@@ -67,9 +67,9 @@ def divergence(compressor: Compressor, samples: Sequence[Sample], blocks: Sequen
 
 
 def task_means(values: torch.Tensor, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-    """Mean of a value for each target token [T] over the tokens of each task that is there."""
+    """Mean of a value for each token that is to be said [T] over the tokens of each task that is there."""
     pieces: dict[str, list[torch.Tensor]] = {}
-    for sample, piece in zip(samples, values.split([len(sample.target) for sample in samples]), strict=True):
+    for sample, piece in zip(samples, values.split([len(sample.places) for sample in samples]), strict=True):
         pieces.setdefault(sample.task, []).append(piece)
     return {task: torch.cat(some).mean() for task, some in pieces.items()}
 
@@ -112,7 +112,7 @@ def _laid_out(samples: Sequence[Sample], blocks: Sequence[torch.Tensor]) -> _Lay
         laid.tokens.extend((*front, *[0] * len(block), *back, *[0] * padding))
         laid.blocks.extend(range(first, behind))
         start = behind + len(sample.after) - 1
-        laid.asked.extend(range(start, start + len(sample.target)))
+        laid.asked.extend(start + place for place in sample.places)
     return laid
 
 

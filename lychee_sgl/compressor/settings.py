@@ -55,13 +55,14 @@ class TrainSettings:
 
     Attributes:
         steps: of the optimiser.
-        batch: windows a step, a third of them for each task.
+        batch: samples a step, a third of them for each task.
         rate: AdamW's learning rate; warm-up, then constant, then falling to 0.
         warmup: share of the steps that it rises.
         decay: share of the steps, the last ones, that it falls.
         clip: the longest gradient.
         target: tokens of a continuation.
-        facts: the most facts in a window that is asked about.
+        facts: the most facts in a text that is asked about.
+        windows: the most windows of such a text: one, or twice as many, and so on.
         keep: weight of the divergence of a reader with an adapter from the plain model, on whole text.
         seed: of everything that is drawn.
     """
@@ -73,12 +74,13 @@ class TrainSettings:
     decay: float = 0.3
     clip: float = 1.0
     target: int = 128
-    facts: int = 4
+    facts: int = 6
+    windows: int = 4
     keep: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "target", "facts"):
+        for name in ("steps", "batch", "target", "facts", "windows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
         if self.batch % len(TASKS):

@@ -129,7 +129,8 @@ class Trainer(Course[TrainSettings, StepReport]):
         Args:
             parts: in how many to compute.
             batch: samples.
-            look: a value for each target token, [T], of some samples and their windows [B, n].
+            look: a value for each token that is to be said, [T], of some samples and their texts' tokens, one after
+                another.
             weight: above 0: adds the gradient of so many times the mean over tasks to what stands there.
             again: what is to be done before it begins anew; None: forget gradients.
         """
@@ -138,7 +139,7 @@ class Trainer(Course[TrainSettings, StepReport]):
         def part(some: Sequence[Sample]) -> dict[str, torch.Tensor]:
             (flat,) = on_device(device, [token for sample in some for token in sample.window])
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-                means = task_means(look(some, flat.unflatten(0, (len(some), -1))), some)
+                means = task_means(look(some, flat), some)
             here = _tokens(some)
             shares = {task: mean * (here[task] / tokens[task]) for task, mean in means.items()}
             if weight:
@@ -149,13 +150,14 @@ class Trainer(Course[TrainSettings, StepReport]):
         return {task: torch.stack([one[task] for one in found if task in one]).sum() for task in tokens}
 
     def _losses(self, ratio: int) -> Callable[[Sequence[Sample], torch.Tensor], torch.Tensor]:
-        def look(some: Sequence[Sample], windows: torch.Tensor) -> torch.Tensor:
-            return read(self.compressor, some, list(self.compressor(windows, ratio))).loss
+        def look(some: Sequence[Sample], flat: torch.Tensor) -> torch.Tensor:
+            blocks = self.compressor(flat.unflatten(0, (-1, self.samples.window)), ratio).flatten(0, 1)
+            return read(self.compressor, some, blocks.split([len(one.window) // ratio for one in some])).loss
 
         return look
 
-    def _drift(self, some: Sequence[Sample], windows: torch.Tensor) -> torch.Tensor:
-        return divergence(self.compressor, some, list(self.compressor.embed(windows)))
+    def _drift(self, some: Sequence[Sample], flat: torch.Tensor) -> torch.Tensor:
+        return divergence(self.compressor, some, self.compressor.embed(flat).split([len(one.window) for one in some]))
 
     def _batch(self, step: int) -> Sequence[Sample]:
         if self._drawn[0] != step:
@@ -193,8 +195,8 @@ def fifth(batch: Sequence[Sample]) -> list[Sample]:
 
 
 def _tokens(batch: Sequence[Sample]) -> dict[str, int]:
-    """Of each task's targets."""
+    """To be said, of each task."""
     counts: dict[str, int] = {}
     for sample in batch:
-        counts[sample.task] = counts.get(sample.task, 0) + len(sample.target)
+        counts[sample.task] = counts.get(sample.task, 0) + len(sample.places)
     return counts

@@ -1,14 +1,18 @@
 """What is trained on and judged by: windows, facts, questions, and that the two share nothing."""
 
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 import pytest
+import torch
 
 from lychee_sgl.compressor.corpus import held_out_text, training_text
-from lychee_sgl.compressor.data import Samples
+from lychee_sgl.compressor.data import Sample, Samples
 from lychee_sgl.compressor.evaluate import held_out_samples
 from lychee_sgl.compressor.facts import HELD_OUT, HELD_OUT_NAMES, HELD_OUT_WORDINGS, WORDINGS, Facts, facts_of
+from lychee_sgl.compressor.model import Compressor
+from lychee_sgl.compressor.reader import read
 from lychee_sgl.compressor.settings import TASKS, TrainSettings
 from tests.compressor.conftest import SETTINGS, TEXT, WINDOW
 
@@ -25,7 +29,7 @@ def test_samples_say_what_they_are(samples: Samples, tokenizer: Any) -> None:
     batch = samples.batch(0)
     assert [sample.task for sample in batch] == list(TASKS)
     repeat, onward, asked = batch
-    assert all(len(sample.window) == WINDOW for sample in batch)
+    assert [len(sample.window) for sample in batch[:2]] == [WINDOW, WINDOW]
     assert repeat.target == repeat.window
     assert text(repeat.before) == "<s>user\n"
     assert text(repeat.after) == "\n\nRepeat the text above, word for word.<e>\n<s>assistant\n"
@@ -35,39 +39,89 @@ def test_samples_say_what_they_are(samples: Samples, tokenizer: Any) -> None:
     assert any(samples.tokens[i : i + len(joined)] == joined for i in range(at % 7, len(samples.tokens)) if
                samples.tokens[i] == joined[0])  # fmt: skip
     stem = text(asked.after).rpartition("assistant\n")[2]
-    value = text(asked.target)
+    value = text(tuple(asked.target[place] for place in asked.places))
     assert f"{stem}{value}" in text(asked.window)
     assert value.startswith(" ")
 
 
-def test_facts_stand_whole_in_a_window_and_the_others_do_not_break_them(tokenizer: Any) -> None:
+def talked(sample: Sample, tokenizer: Any) -> list[tuple[str, str, str]]:
+    """Question, beginning and rest of the answer, of each turn of a conversation about a text."""
+    said = [*sample.after, *sample.target]
+    scored = {len(sample.after) + place for place in sample.places}
+    starts = [place for place in sorted(scored) if place - 1 not in scored]
+    turns, at = [], 0
+    for start in starts:
+        end = next(place for place in range(start, len(said) + 1) if place not in scored)
+        given = str(tokenizer.decode(said[at:start]))
+        question, answering, stem = given.rpartition("<e>\n<s>assistant\n")
+        assert answering
+        if at:
+            assert question.startswith("<e>\n<s>user\n")
+        turns.append((question.rpartition("\n")[2], stem, str(tokenizer.decode(said[start:end]))))
+        at = end
+    assert at == len(said)
+    return turns
+
+
+def test_facts_stand_whole_in_a_text_and_all_are_asked_for(tokenizer: Any) -> None:
     settings = TrainSettings(batch=3, target=8, facts=4)
+    seen: dict[int, int] = {}
     for window in (2 * WINDOW, 5 * WINDOW):
-        samples, quoted = Samples(tokenizer, TEXT, window=window, settings=settings), 0
+        samples, quoted, turns = Samples(tokenizer, TEXT, window=window, settings=settings), 0, set()
         for number in range(40):
             asked = samples.sample("answer", Random(number))
-            stem = tokenizer.decode(asked.after).rpartition("assistant\n")[2]
-            told, value = " ".join(tokenizer.decode(asked.window).split()), tokenizer.decode(asked.target)
-            assert len(asked.window) == window
-            assert f"{stem}{value}" in told
-            assert 1 <= len(asked.target) < 40  # this tokeniser has hardly a word in one token
-            if not value.endswith("."):
-                quoted += 1
-                assert stem in " ".join(" ".join(TEXT).split())
-                assert told.count(stem) == 1
-                assert len(asked.target) <= 8
-        assert 0 < quoted < 20
+            windows, rest = divmod(len(asked.window), window)
+            assert rest == 0
+            seen[windows] = seen.get(windows, 0) + 1
+            told, every = " ".join(tokenizer.decode(asked.window).split()), talked(asked, tokenizer)
+            turns.add(len(every))
+            assert len({stem for _, stem, _ in every}) == len(every)
+            for question, stem, value in every:
+                assert question.strip()
+                assert f"{stem}{value}" in told
+                if not value.endswith("."):
+                    quoted += 1
+                    assert stem in " ".join(" ".join(TEXT).split())
+                    assert told.count(stem) == 1
+        assert 0 < quoted < 40
+        assert turns >= {1, 2, 3}
+    assert {*seen} == {1, 2, 4}
+    assert min(seen.values()) >= 10
     with pytest.raises(ValueError, match="for a fact to stand in it"):
-        Samples(tokenizer, TEXT, window=4, settings=settings).sample("answer", Random(0))
+        Samples(tokenizer, TEXT, window=4, settings=replace(settings, windows=1)).sample("answer", Random(0))
+
+
+def test_no_more_windows_than_the_text_has_room_for(tokenizer: Any) -> None:
+    samples = Samples(tokenizer, TEXT, window=WINDOW, settings=replace(SETTINGS, windows=1000))
+    drawn = {len(samples.sample("answer", Random(number)).window) // WINDOW for number in range(60)}
+    most = (len(samples.tokens) - SETTINGS.target - 1) // WINDOW
+    assert drawn == {1 << power for power in range(most.bit_length())}
+    with pytest.raises(ValueError, match="windows is 0"):
+        replace(SETTINGS, windows=0)
+
+
+def test_only_what_is_asked_for_is_scored(compressor: Compressor, tokenizer: Any) -> None:
+    """A conversation's later answers are read as if each were the last thing said."""
+    samples = Samples(tokenizer, TEXT, window=WINDOW, settings=TrainSettings(batch=3, target=8, facts=3, windows=1))
+    asked = next(
+        one for one in (samples.sample("answer", Random(n)) for n in range(40)) if len(one.places) < len(one.target)
+    )
+    blocks = [compressor.embed(torch.tensor(asked.window))]
+    with torch.no_grad():
+        all_of_it = read(compressor, [replace(asked, scored=None)], blocks)
+        some = read(compressor, [asked], blocks)
+    assert some.row.tolist() == [0] * len(asked.places)
+    torch.testing.assert_close(some.loss, all_of_it.loss[list(asked.places)])
+    assert some.right.tolist() == all_of_it.right[list(asked.places)].tolist()
 
 
 def test_a_fact_that_has_no_room_is_drawn_again(tokenizer: Any) -> None:
     """A training does not end at the step that happens to draw a long one."""
     long = ("The longest of all the wordings that there are, of no use to a window as short as {name} is", "{name}?")
     facts = Facts((long, ("{name} =", "What is {name}?")), ("wind", "rain"))
-    samples = Samples(tokenizer, TEXT, window=32, settings=SETTINGS, facts=facts)
+    samples = Samples(tokenizer, TEXT, window=32, settings=replace(SETTINGS, windows=1), facts=facts)
     assert len(samples.ids(long[0])) > 32
-    told = {tokenizer.decode(samples.sample("answer", Random(number)).after) for number in range(20)}
+    told = [talked(samples.sample("answer", Random(number)), tokenizer)[0][0] for number in range(20)]
     assert all("What is" in one for one in told)
 
 
