@@ -147,8 +147,12 @@ def kept_window(bound: int, sinks: int, recent: int) -> tuple[int, int]:
 def set_bounds(mode: torch.Tensor, budget: torch.Tensor, value: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """`set_bound` of many rows, in the dtype of their lengths; all tensors of one shape, `value` float64."""
     bound = torch.where(budget > 0, torch.minimum(budget, lengths), lengths)
-    share = torch.ceil(value * lengths - 1e-9).to(lengths.dtype).clamp(min=1)
-    return torch.where(mode == int(Mode.RATIO), torch.minimum(bound, share), bound)
+    return torch.where(mode == int(Mode.RATIO), torch.minimum(bound, ratio_bounds(value, lengths)), bound)
+
+
+def ratio_bounds(value: torch.Tensor | float, lengths: torch.Tensor) -> torch.Tensor:
+    """`set_bound` of many rows with mode `ratio` and no budget, in the dtype of their lengths."""
+    return (lengths.double() * value - 1e-9).ceil().to(lengths.dtype).clamp(min=1)
 
 
 def kept_windows(bound: torch.Tensor, sinks: torch.Tensor, recent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

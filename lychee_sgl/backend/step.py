@@ -82,7 +82,9 @@ class DecodeStep:
             if self.policy is Policy.PLAN:
                 result = hybrid_batched.hybrid_decode(*pool, sm_scale, parts=parts)
             else:
-                result = policies_batched.policy_decode(*pool, asked, sm_scale, parts=parts)
+                result = policies_batched.policy_decode(
+                    *pool, asked, sm_scale, parts=parts, most=self.sets.positions.shape[2]
+                )
         elif self.policy is Policy.PLAN:
             result = attend(*pool, sm_scale)
         else:

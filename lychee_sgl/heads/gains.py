@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from lychee_kernels.layout import kept_window
+from lychee_kernels.select_tokens import select_mask
 from lychee_sgl.heads.hybrid_hf import Decoding, Prefix, hybrid_attention, step
-from lychee_sgl.heads.select import select_mask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

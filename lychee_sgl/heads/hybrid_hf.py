@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AttentionInterface, DynamicCache
 
-from lychee_sgl.heads.select import select_mask, set_size
+from lychee_kernels.layout import ratio_bounds
+from lychee_kernels.select_tokens import select_mask
 
 if TYPE_CHECKING:
     from lychee_sgl.heads.plan import HeadPlan
@@ -144,7 +145,7 @@ class Decoding:
                 continue
             if (layer, head) in self._roots:
                 kept = self.plan.defaults
-                bound = self.budget if self.share is None else set_size(lengths, self.share)
+                bound = self.budget if self.share is None else ratio_bounds(self.share, lengths)
                 self._sets[layer, head] = select_mask(
                     dense[head].detach().mean(0), lengths, bound, sinks=kept.sinks, recent=kept.recent
                 )

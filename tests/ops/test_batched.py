@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from lychee_kernels import padded
 from lychee_kernels.hybrid_decode import HybridDecode, hybrid_decode
-from lychee_kernels.layout import DecodeRows, LayerHeads, Mode, TokenSets
+from lychee_kernels.layout import DecodeRows, LayerHeads, Mode, TokenSets, set_bounds
 from lychee_kernels.policies import Policy, PolicyRows, policy_decode
-from lychee_kernels.select_tokens.batched import bounds, choose
+from lychee_kernels.policies import batched as policies_batched
+from lychee_kernels.select_tokens.batched import choose, row_bounds
 from lychee_kernels.select_tokens.reference import select_row
 from lychee_kernels.testing import LayerInputs, make_layer_inputs, poisoned_sets
 
@@ -38,6 +39,12 @@ def random_rows(count: int, generator: torch.Generator, modes: list[Mode]) -> De
         dense=draw[4] % 4 == 0,
         audit=draw[5] % 2 == 0,
     )
+
+
+def largest_set(rows: DecodeRows, lengths: list[int]) -> int:
+    """What a decode step makes room for: a dense row's budget counts as nothing, however large it is."""
+    bound = set_bounds(rows.mode, rows.budget.long(), rows.value, torch.tensor(lengths))
+    return int(bound.masked_fill(rows.dense, 0).max())
 
 
 def sets_by_an_earlier_layer(lengths: list[int], capacity: int, generator: torch.Generator) -> TokenSets:
@@ -81,7 +88,7 @@ def test_by_the_plan(lengths: list[int], seed: int, split: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
     inputs = make_layer_inputs(lengths, kv_heads=4, group=2, head_dim=8, dtype=torch.float64, generator=generator)
     rows = random_rows(len(lengths), generator, list(Mode))
-    sets = sets_by_an_earlier_layer(lengths, 150, generator)
+    sets = sets_by_an_earlier_layer(lengths, largest_set(rows, lengths), generator)
     written = copied(sets)
     expected = hybrid_decode(*pool(inputs), HEADS, sets, rows, 0.3)
     with pytest.MonkeyPatch.context() as patch:
@@ -105,24 +112,36 @@ def test_by_a_policy(policy: Policy, lengths: list[int], seed: int, layer: int, 
     found = policy_decode(*pool(inputs), HEADS, written, rows, asked, 0.3, impl="batched")
     assert_equal(expected, found)
     assert_same_sets(sets, written, rows, [0, 1, 2, 3])
+    known = policies_batched.policy_decode(
+        *pool(inputs), HEADS, copied(sets), rows, asked, 0.3, most=largest_set(rows, lengths)
+    )
+    assert_equal(expected, known)
 
 
 @settings(max_examples=80, deadline=None)
-@given(lengths=LENGTHS, seed=SEEDS, spare=st.integers(0, 9))
-def test_sets_with_ties_and_without_numbers(lengths: list[int], seed: int, spare: int) -> None:
-    """Few different weights, some NaN; and more columns than the longest row has."""
+@given(lengths=LENGTHS, seed=SEEDS, spare=st.integers(0, 9), known=st.booleans())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_sets_with_ties_and_without_numbers(
+    dtype: torch.dtype, lengths: list[int], seed: int, spare: int, known: bool
+) -> None:
+    """Few different weights, some no finite numbers; and more columns than the longest row has."""
     generator = torch.Generator().manual_seed(seed)
     rows, longest = random_rows(len(lengths), generator, [Mode.TOPK, Mode.RATIO]), max(lengths) + spare
-    weights = torch.randint(0, 4, (len(lengths), 2, longest), generator=generator).float()
-    weights[weights == 3] = torch.nan
-    real = torch.arange(longest) < torch.tensor(lengths)[:, None]
-    everywhere = slice(0, len(lengths))
-    found = choose(weights, real, bounds(rows, everywhere, torch.tensor(lengths), longest))
-    for row, length in enumerate(lengths):
-        asked = (int(rows.budget[row]), float(rows.value[row]), int(rows.sinks[row]), int(rows.recent[row]))
-        for head in range(2):
-            expected = select_row(weights[row, head, :length], Mode(int(rows.mode[row])), *asked)
-            assert found[row, head].nonzero().flatten().tolist() == expected.tolist()
+    some = torch.tensor([-torch.inf, -1.0, 0.0, -0.0, 0.25, 3.0, torch.inf, torch.nan], dtype=dtype)
+    weights = some[torch.randint(0, len(some), (len(lengths), 2, longest), generator=generator)]
+    expected = [
+        [
+            select_row(
+                weights[row, head, :length], Mode(int(rows.mode[row])),
+                int(rows.budget[row]), float(rows.value[row]), int(rows.sinks[row]), int(rows.recent[row]),
+            ).tolist()
+            for head in range(2)
+        ]
+        for row, length in enumerate(lengths)
+    ]  # fmt: skip
+    most = max(len(sets[0]) for sets in expected) if known else None
+    found = choose(weights, row_bounds(rows, slice(0, len(lengths)), torch.tensor(lengths), longest, most=most))
+    assert [[head.nonzero().flatten().tolist() for head in row] for row in found] == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])

@@ -9,7 +9,7 @@ import torch
 from lychee_kernels.hybrid_decode.api import HybridDecode
 from lychee_kernels.layout import DecodeRows, LayerHeads, Mode, TokenSets
 from lychee_kernels.padded import Part, Sums, entries, keep, members, on_device, parts_of, scores_of
-from lychee_kernels.select_tokens.batched import bounds, choose
+from lychee_kernels.select_tokens.batched import choose, row_bounds
 from lychee_kernels.select_tokens.reference import select_row
 
 if TYPE_CHECKING:
@@ -47,8 +47,9 @@ def _select(part: Part, weights: torch.Tensor, heads: LayerHeads, sets: TokenSet
 def hand_down(part: Part, weights: torch.Tensor, heads: LayerHeads, sets: TokenSets, rows: DecodeRows) -> None:
     """Writes the heaviest positions of every head that writes, for rows whose sets have a size; weights [b, H, n]."""
     writers = tuple(head for head, root in enumerate(heads.writes) if root >= 0)
-    sized = bounds(rows, part.rows, part.lengths, weights.shape[2])
-    chosen = choose(weights[:, on_device(writers, weights.device)], part.real, sized)
+    # no set that counts has more positions than there is room for
+    sized = row_bounds(rows, part.rows, part.lengths, weights.shape[2], most=sets.positions.shape[2])
+    chosen = choose(weights[:, on_device(writers, weights.device)], sized)
     chosen &= ~rows.dense[part.rows, None, None]
     for column, head in enumerate(writers):
         keep(sets, part.rows, heads.writes[head], chosen[:, column])

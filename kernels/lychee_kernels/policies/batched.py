@@ -10,7 +10,7 @@ from lychee_kernels.hybrid_decode.batched import decoded, grouped_queries, hand_
 from lychee_kernels.padded import Sums, entries, on_device, parts_of, scores_of
 from lychee_kernels.policies.api import BLOCK, PAGE, Policy, PolicyRows
 from lychee_kernels.policies.reference import mixed
-from lychee_kernels.select_tokens.batched import bounds, choose
+from lychee_kernels.select_tokens.batched import choose, row_bounds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,9 +51,9 @@ def random_scores(seeds: torch.Tensor, part: Part, layer: int, heads: range) -> 
 
 
 def block_scores(weights: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """Weights [b, H, n] as the sums over their blocks, without the kept positions, bool [b, n]."""
+    """Weights [b, H, n] as the sums over their blocks, without the kept positions, bool [b, 1, n]."""
     length = weights.shape[2]
-    counted = torch.nn.functional.pad(weights.masked_fill(kept[:, None], 0.0), (0, -length % BLOCK))
+    counted = torch.nn.functional.pad(weights.masked_fill(kept, 0.0), (0, -length % BLOCK))
     return counted.unflatten(2, (-1, BLOCK)).sum(-1).repeat_interleave(BLOCK, -1)[..., :length]
 
 
@@ -87,8 +87,12 @@ def policy_decode(
     sm_scale: float,
     *,
     parts: Sequence[Part] | None = None,
+    most: int | None = None,
 ) -> HybridDecode:
-    """See `lychee_kernels.policies.policy_decode`; `parts` as in the batched `hybrid_decode`."""
+    """See `lychee_kernels.policies.policy_decode`; `parts` as in the batched `hybrid_decode`.
+
+    `most` is the size of the largest set of a row that is not dense, where that is known: choosing is faster with it.
+    """
     kv_heads = k_buffer.shape[1]
     grouped = grouped_queries(q, kv_heads)
     sums = Sums.empty(grouped)
@@ -101,14 +105,14 @@ def policy_decode(
         if policy.policy.by_plan:
             sums.add(part, scores, values, *handed_down(part, heads, sets, rows), rows)
             if max(heads.writes) >= 0:
-                sized = bounds(rows, here, part.lengths, scores.shape[3])
+                sized = row_bounds(rows, here, part.lengths, scores.shape[3], most=0)
                 hand_down(part, block_scores(scores.softmax(-1).mean(2), sized.kept), heads, sets, rows)
             continue
         sparse = torch.full((kv_heads,), not everything, device=q.device)
         allowed = part.real[:, None].expand(-1, kv_heads, -1)
         if not everything:
-            sized = bounds(rows, here, part.lengths, scores.shape[3])
-            chosen = choose(_scores(policy, part, mine, keys, scores, sm_scale), part.real, sized)
+            sized = row_bounds(rows, here, part.lengths, scores.shape[3], most=most)
+            chosen = choose(_scores(policy, part, mine, keys, scores, sm_scale), sized)
             allowed = allowed & (chosen | rows.dense[here, None, None])
             if policy.policy is Policy.QUEST:
                 pages = -(-part.lengths // PAGE) * kv_heads

@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lychee_kernels.layout import ratio_bounds
+from lychee_kernels.select_tokens import select_mask
 from lychee_sgl.heads.evaluate.run import LONGEST, chars_per_token, fitted
 from lychee_sgl.heads.evaluate.tasks import TASKS, Cell
 from lychee_sgl.heads.hybrid_hf import Decoding, generate, hybrid_attention, prefill
 from lychee_sgl.heads.rows import check_supported
-from lychee_sgl.heads.select import select_mask, set_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -119,7 +120,7 @@ class Probe:
             self._steps += steps
 
         def best(share: float, sinks: int, recent: int) -> torch.Tensor:
-            return select_mask(means, lengths, set_size(lengths, share), sinks=sinks, recent=recent)
+            return select_mask(means, lengths, ratio_bounds(share, lengths), sinks=sinks, recent=recent)
 
         own, exact = best(self._share, self._sinks, self._recent), means.double()
         here = slice(layer * heads, (layer + 1) * heads)

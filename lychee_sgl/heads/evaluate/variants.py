@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lychee_kernels.select_tokens import select_mask
 from lychee_sgl.heads.rows import hidden_states, masked_scores, rows_attached, weighted_values
-from lychee_sgl.heads.select import select_mask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

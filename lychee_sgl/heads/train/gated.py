@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from lychee_kernels.select_tokens import select_mask
 from lychee_sgl.heads.rows import masked_scores, weighted_values
-from lychee_sgl.heads.select import select_mask
 
 if TYPE_CHECKING:
     from lychee_sgl.heads.hybrid_hf import Prefix

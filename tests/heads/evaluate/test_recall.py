@@ -11,12 +11,12 @@ import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from typer.testing import CliRunner
 
+from lychee_kernels.layout import ratio_bounds
 from lychee_sgl.heads.cli import app
 from lychee_sgl.heads.evaluate.recall import PARTS, Held, Probe, RecallSettings, attended, run_recall, summary
 from lychee_sgl.heads.haystack import Haystack
 from lychee_sgl.heads.hybrid_hf import Decoding, generate, hybrid_attention, prefill, step
 from lychee_sgl.heads.plan import HeadPlan, ModelShape, PlanDefaults
-from lychee_sgl.heads.select import set_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,8 +104,8 @@ def test_the_probe_sees_what_decoding_counts(tiny: LoadedModel) -> None:
 
 
 def test_sizes_of_a_share() -> None:
-    assert set_size(torch.tensor([1, 8, 9, 16, 100]), 0.125).tolist() == [1, 1, 2, 2, 13]
-    assert set_size(torch.tensor([10, 30]), 0.1).tolist() == [1, 3]  # 0.1 * 30 is above 3 in binary
+    assert ratio_bounds(0.125, torch.tensor([1, 8, 9, 16, 100])).tolist() == [1, 1, 2, 2, 13]
+    assert ratio_bounds(0.1, torch.tensor([10, 30])).tolist() == [1, 3]  # 0.1 * 30 is above 3 in binary
 
 
 def test_a_share_is_a_budget_that_grows(tiny: LoadedModel) -> None:

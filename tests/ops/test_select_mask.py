@@ -1,4 +1,4 @@
-"""Selection for many rows against its definition, which goes row by row."""
+"""Selection by budget for many rows against its definition, which goes row by row."""
 
 import pytest
 import torch
@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lychee_kernels.layout import DecodeRows, Mode
-from lychee_kernels.select_tokens import select_tokens
-from lychee_sgl.heads.select import select_mask
+from lychee_kernels.select_tokens import select_mask, select_tokens
 
 
 def chosen(mask: torch.Tensor) -> list[int]:
@@ -39,23 +38,36 @@ def test_equal_weights_stay_in_order_and_nan_comes_last() -> None:
 @settings(deadline=None, max_examples=200)
 @given(st.data())
 def test_every_row_is_the_definitions(data: st.DataObject) -> None:
+    """Two heads over the same rows; numbers for all rows or one a row, with and without the largest of them."""
     rows, context = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 40))
     few = st.sampled_from([0.0, 0.001, 0.125, 0.125, 0.3, float("nan")])  # many ties
-    weights = torch.tensor(
-        data.draw(st.lists(st.lists(few, min_size=context, max_size=context), min_size=rows, max_size=rows))
-    )
-    lengths = torch.tensor(data.draw(st.lists(st.integers(1, context), min_size=rows, max_size=rows)))
-    budgets = torch.tensor(data.draw(st.lists(st.integers(1, context + 5), min_size=rows, max_size=rows)))
-    sinks, recent = data.draw(st.integers(0, 12)), data.draw(st.integers(0, 12))
-    same, off = torch.ones(rows, dtype=torch.int32), torch.zeros(rows, dtype=torch.bool)
+    weights = torch.tensor(data.draw(st.lists(few, min_size=2 * rows * context, max_size=2 * rows * context)))
+    weights = weights.view(2, rows, context).requires_grad_(data.draw(st.booleans()))
+    lengths = data.draw(st.lists(st.integers(1, context), min_size=rows, max_size=rows))
+
+    def numbers(low: int, high: int) -> int | torch.Tensor:
+        one = st.integers(low, high)
+        return data.draw(one | st.lists(one, min_size=rows, max_size=rows).map(torch.tensor))
+
+    budgets, sinks, recent = numbers(1, context + 5), numbers(0, 12), numbers(0, 12)
+    each, off = torch.ones(rows, dtype=torch.int32), torch.zeros(rows, dtype=torch.bool)
     defined = DecodeRows(
-        mode=same * int(Mode.TOPK), budget=budgets.int(), value=torch.zeros(rows, dtype=torch.float64),
-        sinks=same * sinks, recent=same * recent, dense=off, audit=off,
+        mode=each * int(Mode.TOPK), budget=each * budgets, value=torch.zeros(rows, dtype=torch.float64),
+        sinks=each * sinks, recent=each * recent, dense=off, audit=off,
     )  # fmt: skip
-    positions, counts = select_tokens(weights, lengths, defined)
-    masks = select_mask(weights, lengths, budgets, sinks=sinks, recent=recent)
-    for row in range(rows):
-        assert chosen(masks[row]) == positions[row, : int(counts[row])].tolist()
+    known = data.draw(st.booleans())
+    most = int(defined.budget.max()) if known else None
+    masks = select_mask(weights, torch.tensor(lengths), budgets, sinks=sinks, recent=recent, most=most)
+    for head in range(2):
+        positions, counts = select_tokens(weights[head], torch.tensor(lengths), defined)
+        for row in range(rows):
+            assert chosen(masks[head, row]) == positions[row, : int(counts[row])].tolist()
+            assert positions[row, int(counts[row]) :].eq(-1).all()
+
+
+def test_no_rows_have_no_sets() -> None:
+    none = select_mask(torch.ones(0, 3, 4), torch.tensor([4, 4, 4]), 2, sinks=1, recent=1)
+    assert (none.shape, none.dtype) == ((0, 3, 4), torch.bool)
 
 
 def test_refusals() -> None:
