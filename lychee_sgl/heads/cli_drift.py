@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lychee_sgl.heads.plan import HeadPlan
-from lychee_sgl.heads.terminal import command_line, plan_for, say
+from lychee_sgl.heads.terminal import command_line, plan_for, say, share_of
 from lychee_sgl.terminal import one_line_errors, progress, writable
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def drift(
     Finished traces lie beside OUT, in OUT.traces: the same command goes on where an ended one stopped.
     """
     with one_line_errors():
-        part = _share(share)
+        part = share_of(share)
         writable(out)
         if plot is not None:
             writable(plot, "--plot")
@@ -89,18 +89,6 @@ def drift(
             save_drift(report, plot)
         for line in told(report):
             say(line)
-
-
-def _share(told: str) -> tuple[int, int]:
-    """`2/4` as (1, 4).
-
-    Raises:
-        ValueError: it is something else.
-    """
-    place, _, of = told.partition("/")
-    if not (place.isdecimal() and of.isdecimal() and 1 <= int(place) <= int(of)):
-        raise ValueError(f"--share is {told!r}; allowed: I/N with I from 1 to N")
-    return int(place) - 1, int(of)
 
 
 def _about(loaded: "LoadedModel", plan: HeadPlan, settings: Any, text: str, device: str, model: Path) -> dict[str, Any]:

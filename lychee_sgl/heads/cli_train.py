@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from lychee_sgl.heads.terminal import command_line, say
+from lychee_sgl.heads.terminal import command_line, say, share_of
 from lychee_sgl.terminal import one_line_errors, writable, writable_folder
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def ablate(
     model_name: Annotated[str | None, typer.Option(help="What plans call the model [default: the folder]")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda [default: a GPU if there is one]")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Plans and budgets that decode at once")] = 128,
-    share: Annotated[str | None, typer.Option(hidden=True, help="i/k: only answer this share of the questions")] = None,
+    share: Annotated[str | None, typer.Option(hidden=True, help="I/N: only answer this share of the questions")] = None,
 ) -> None:
     """Train and make many plans, ask them all the same held-out questions, and write tables and pictures."""
     import json
@@ -184,6 +184,7 @@ def ablate(
 
     with one_line_errors():
         started = time.monotonic()
+        part = None if share is None else share_of(share)
         writable_folder(out)
         from lychee_sgl.heads.ablate.config import read_ablation
         from lychee_sgl.heads.ablate.pictures import save_curves_png
@@ -203,9 +204,8 @@ def ablate(
             config=config, ablation=ablation, model=model, model_name=model_name, folder=out, until=until, tell=say,
             device=device, at_once=rows,
         )  # fmt: skip
-        if share is not None:
-            part, _, parts = share.partition("/")
-            raise typer.Exit(0 if shop.answer_share((int(part), int(parts))) else UNFINISHED)
+        if part is not None:
+            raise typer.Exit(0 if shop.answer_share(part) else UNFINISHED)
         plans, answers, done = shop.run()
         if answers is not None and answers.answers:
             report = build_report(

@@ -1,4 +1,4 @@
-"""What the commands of `lychee-sgl heads` share: lines of output, and how a call is recorded."""
+"""What the commands of `lychee-sgl heads` have in common: lines of output, `--share`, how a call is recorded."""
 
 import shlex
 import sys
@@ -26,6 +26,18 @@ def plan_for(shape: ModelShape, given: HeadPlan | None) -> HeadPlan:
         raise PlanError(f"no plan is built in for {shape.name}; name one with --heads")
     plan.check_fits(shape)
     return plan
+
+
+def share_of(told: str) -> tuple[int, int]:
+    """What `--share` means: `2/4`, the second of four, as (1, 4).
+
+    Raises:
+        ValueError: it is something else.
+    """
+    place, _, of = told.partition("/")
+    if not (place.isdecimal() and of.isdecimal() and 1 <= int(place) <= int(of)):
+        raise ValueError(f"--share is {told!r}; allowed: I/N with I from 1 to N")
+    return int(place) - 1, int(of)
 
 
 def command_line(model: Path) -> str:

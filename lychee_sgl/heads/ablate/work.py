@@ -312,7 +312,7 @@ class Workshop:
         try:
             for part, place in enumerate(places):
                 with self._share_log(part).open("ab") as log:
-                    told = [str(word) for word in (*words, "--share", f"{part}/{count}")]
+                    told = [str(word) for word in (*words, "--share", f"{part + 1}/{count}")]
                     children.append(
                         subprocess.Popen(told, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | place)
                     )

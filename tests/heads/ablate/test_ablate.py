@@ -121,6 +121,15 @@ def test_a_failed_training_is_told_with_its_last_line(config: Path, model_folder
     assert "training bad ended with 1: error: retrieval heads is 12" in told.stderr
 
 
+@pytest.mark.parametrize("share", ["0/2", "3/2", "2", "1/0", "a/b", "1/2/3", "²/4", ""])
+def test_a_share_that_is_none(share: str, config: Path, model_folder: Path, tmp_path: Path) -> None:
+    paths = ["--config", str(config), "--model", str(model_folder), "--out", str(tmp_path / "out")]
+    told = CliRunner().invoke(app, ["ablate", *paths, "--share", share])
+    assert told.exit_code == 1
+    assert told.output == f"error: --share is {share!r}; allowed: I/N with I from 1 to N\n"
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
