@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from lychee_kernels.hybrid_decode import HybridDecode, hybrid_decode
 from lychee_kernels.layout import DecodeRows, LayerHeads, Mode, TokenSets, set_bounds
 from lychee_kernels.policies import Policy, PolicyRows, policy_decode
 from lychee_kernels.policies import batched as policies_batched
+from lychee_kernels.select_tokens import select_mask
 from lychee_kernels.select_tokens.batched import choose, row_bounds
 from lychee_kernels.select_tokens.reference import select_row
 from lychee_kernels.testing import LayerInputs, make_layer_inputs, poisoned_sets
@@ -142,6 +143,22 @@ def test_sets_with_ties_and_without_numbers(
     most = max(len(sets[0]) for sets in expected) if known else None
     found = choose(weights, row_bounds(rows, slice(0, len(lengths)), torch.tensor(lengths), longest, most=most))
     assert [[head.nonzero().flatten().tolist() for head in row] for row in found] == expected
+
+
+def test_choosing_reads_nothing_from_the_device() -> None:
+    """Tensors without contents cannot be read: on a GPU that would be a wait in every layer."""
+    rows = DecodeRows(**{
+        field.name: getattr(random_rows(3, torch.Generator(), [Mode.TOPK]), field.name).to("meta")
+        for field in fields(DecodeRows)
+    })  # fmt: skip
+    weights, lengths = torch.ones(3, 2, 50, device="meta"), torch.ones(3, dtype=torch.int64, device="meta")
+    for most in (None, 0, 20):
+        assert choose(weights, row_bounds(rows, slice(0, 3), lengths, 50, most=most)).shape == weights.shape
+    assert select_mask(weights, lengths[:, None], 20, sinks=4, recent=4).shape == weights.shape
+    several = (lengths[:, None], lengths[:, None])
+    assert select_mask(weights, *several, sinks=several[0], recent=4, most=20).shape == weights.shape
+    with pytest.raises(RuntimeError, match="meta"):
+        select_mask(weights, *several, sinks=4, recent=4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
