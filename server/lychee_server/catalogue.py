@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from prometheus_client import Counter, Gauge, Histogram
 
 from lychee_server import buckets
+from lychee_server.present import PresentCounter
 from lychee_server.schemas import Reason
 
 if TYPE_CHECKING:
@@ -222,10 +223,11 @@ class Catalogue:
             "1 for an engine behind a router that the router takes for healthy.",
             ["engine", "replica"],
         )
-        self._replica_answers = counter(
+        self._replica_answers = PresentCounter(
             "lychee_replica_answers_total",
             "Answers of completions by the engine behind a router that began them, errors included.",
             ["engine", "replica"],
+            registry=registry,
         )
 
     def _policy_metrics(self, registry: CollectorRegistry) -> None:

@@ -186,12 +186,13 @@ class GatewayMetrics(Catalogue):
     def replica_seen(self, engine: str, replica: str, *, up: bool) -> None:
         """The router `engine` has this replica."""
         self._replica_up.labels(engine, replica).set(int(up))
-        self._replica_answers.labels(engine, replica)
+        self._replica_answers.appeared(engine, replica)
 
     def replica_gone(self, engine: str, replica: str) -> None:
-        """The router `engine` no longer has this replica; what it answered stays counted."""
+        """The router `engine` no longer has this replica."""
         self._replica_up.remove(engine, replica)
+        self._replica_answers.gone(engine, replica)
 
     def replica_answered(self, engine: str, replica: str) -> None:
         """A replica has begun an answer."""
-        self._replica_answers.labels(engine, replica).inc()
+        self._replica_answers.inc(engine, replica)

@@ -80,8 +80,8 @@ class Replicas:
                 log.info("a replica behind the router", extra={"engine": self._name, "replica": _label(url)})
             self._metrics.replica_seen(self._name, _label(url), up=worker.is_healthy)
         self._healthy = tuple(url for url, worker in known.items() if worker.is_healthy)
-        for url in gone:
-            self._metrics.replica_gone(self._name, _label(url))
+        for label in {*map(_label, gone)} - {*map(_label, known)}:  # another password is the same replica
+            self._metrics.replica_gone(self._name, label)
         for upstream in gone.values():  # last: while one closes, a request may ask who is there
             await upstream.aclose()
         return self.behind_router

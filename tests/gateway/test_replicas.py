@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -105,6 +106,63 @@ async def test_who_asks_while_a_replica_leaves_gets_the_others(router: tuple[Rou
         await before[0].get("/v1/loads", 1)
     await before[0].abort(["x"])
     await replicas.aclose()
+
+
+def shown(registry: CollectorRegistry, name: str) -> dict[str, float]:
+    """What a scrape sees of each replica."""
+    lines = text_string_to_metric_families(generate_latest(registry).decode())
+    return {s.labels["replica"]: s.value for family in lines for s in family.samples if s.name == name}
+
+
+async def test_metrics_show_the_replicas_that_the_router_lists(router: tuple[Router, str], front: Upstream) -> None:
+    router[0].lists("http://a:1", "http://b:1")
+    replicas, registry = of(front)
+    await replicas.look(5)
+    for url in ("http://a:1", "http://a:1/", "http://b:1"):
+        replicas.answered(url)
+    assert shown(registry, "lychee_replica_answers_total") == {"a:1": 2, "b:1": 1}
+    created = shown(registry, "lychee_replica_answers_created")["a:1"]
+    # nothing is left of one that is gone, and a late answer does not bring it back
+    router[0].lists("http://b:1")
+    await replicas.look(5)
+    replicas.answered("http://a:1")
+    for name in ("lychee_replica_answers_total", "lychee_replica_answers_created", "lychee_replica_up"):
+        assert shown(registry, name).keys() == {"b:1"}
+    # one that returns goes on where it was
+    router[0].lists("http://a:1", "http://b:1", "http://c:1")
+    await replicas.look(5)
+    replicas.answered("http://a:1")
+    assert shown(registry, "lychee_replica_answers_total") == {"a:1": 3, "b:1": 1, "c:1": 0}
+    assert shown(registry, "lychee_replica_answers_created")["a:1"] == created
+    # an engine in the router's place has no replicas
+    router[0].workers = None
+    await replicas.look(5)
+    assert shown(registry, "lychee_replica_answers_total") == {}
+    await replicas.aclose()
+
+
+async def test_another_password_is_the_same_replica(router: tuple[Router, str], front: Upstream) -> None:
+    router[0].lists("http://user:word@a:1")
+    replicas, registry = of(front)
+    await replicas.look(5)
+    router[0].lists("http://user:other@a:1")
+    await replicas.look(5)
+    assert urls(replicas) == ["http://user:other@a:1"]
+    assert shown(registry, "lychee_replica_up") == {"a:1": 1}
+    assert shown(registry, "lychee_replica_answers_total") == {"a:1": 0}
+    await replicas.aclose()
+
+
+def test_counts_of_replicas_long_gone_are_forgotten() -> None:
+    registry = CollectorRegistry()
+    metrics = GatewayMetrics(registry)
+    for number in range(257):
+        metrics.replica_seen("front", f"a:{number}", up=True)
+        metrics.replica_answered("front", f"a:{number}")
+        metrics.replica_gone("front", f"a:{number}")
+    metrics.replica_seen("front", "a:0", up=True)  # the longest away of one more than are kept
+    metrics.replica_seen("front", "a:1", up=True)
+    assert shown(registry, "lychee_replica_answers_total") == {"a:0": 0, "a:1": 1}
 
 
 async def test_an_engine_in_a_routers_place_is_one_engine(router: tuple[Router, str], front: Upstream) -> None:
