@@ -16,7 +16,7 @@ from table_text import MEASUREMENTS, ROOT, Record
 from tables_cpu import cpu_speed, demo, gateway, questions, recall_hold, start
 from tables_eval import drift, eval_gate, recall_heads
 from tables_gpu import gpu_attention, gpu_engine, gpu_engine_more, gpu_ranks
-from tables_memory import memory_arms, memory_gate
+from tables_memory import memory_arms, memory_gate, memory_lengths
 from tables_plans import plans, step_times
 from tables_policies import policies
 from tables_router import router_engines
@@ -50,6 +50,9 @@ TABLES: dict[str, tuple[str, Callable[[Record, str], str]]] = {
     "memory-gate-words": ("memory-gate-words.json", memory_gate),
     "memory-gate": ("memory-gate.json", memory_gate),
     "memory-arms": ("memory-arms.json", memory_arms),
+    "memory-long": ("memory-long.json", memory_lengths),
+    "memory-million": ("memory-million.json", memory_lengths),
+    "memory-second": ("memory-second.json", memory_lengths),
     "router-engines": ("router-engines.json", router_engines),
     "gpu-tp2": ("gpu-tp2.json", gpu_ranks),
 }

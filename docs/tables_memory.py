@@ -11,6 +11,15 @@ _WAYS = {
     "bm25": "BM25 alone",
 }
 _ARMS = {"text": "no gate", "text-gate": "trained gate", "text-oracle": "oracle"}
+_METHODS = {
+    "text": "read block by block",
+    "text-gate": "read with the gate",
+    "text-oracle": "read with an oracle gate",
+    "compressed": "read compressed",
+    "retrieval": "retrieval",
+    "truncation": "truncation",
+}
+_KINDS = ("single", "two-hop", "two-hop-reversed")
 _FOLDER = "../../docs/measurements"
 
 
@@ -71,5 +80,44 @@ def memory_arms(record: Record, file: str) -> str:
         f"of {plan['chunk']:,}, three questions each (one fact; two hops in order, and the other way round); medians "
         "of the seconds:\n\n"
         f"{markdown(head, rows)}\n"
+        f"{origin(record, file, _FOLDER)}"
+    )
+
+
+def memory_lengths(record: Record, file: str) -> str:
+    """Accuracy by kind of question, tokens, time and memory, by length and method."""
+    cells = {(one["tokens"], one["method"], one["kind"]): one for one in record["cells"]}
+    rows = []
+    for (tokens, method, kind), one in cells.items():
+        if kind == "all":
+            low, high = one["interval"]
+            kinds = (cells[tokens, method, each] for each in _KINDS)
+            rows.append(
+                (
+                    f"{tokens:,}",
+                    _METHODS[method],
+                    f"{one['right']} of {one['asked']} ({percent(low)} to {percent(high)})",
+                    " + ".join(str(each["right"]) for each in kinds),
+                    f"{one['tokens_read']:,}",
+                    milliseconds(one["first_seconds"]),
+                    milliseconds(one["later_seconds"]),
+                    "-" if one["peak_gib"] is None else f"{one['peak_gib']:.2f} GiB",
+                )
+            )
+    plan = record["plan"]
+    head = (
+        "tokens",
+        "method",
+        "right",
+        "one fact + two hops + reversed",
+        "prompt tokens",
+        "first question",
+        "later ones",
+    )
+    count = f"{plan['documents']} documents" if plan["documents"] > 1 else "One document"
+    return (
+        f"{count} of each length, three questions each, blocks of {plan['chunk']:,} tokens and notes of "
+        f"{plan['working_memory']:,}; medians of the seconds, peak memory of the engine's processes:\n\n"
+        f"{markdown((*head, 'memory'), rows, left=2)}\n"
         f"{origin(record, file, _FOLDER)}"
     )
