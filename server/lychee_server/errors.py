@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from lychee_server.sse import dump_json
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
-    from starlette.responses import Response
 
 log = logging.getLogger(__name__)
 
@@ -219,7 +221,8 @@ def error_response(error: GatewayError, retry_after: int) -> Response:
         headers["retry-after"] = str(retry_after if known is None else max(1, math.ceil(known)))
     if error.status == NotAuthenticated.status:
         headers["www-authenticate"] = "Bearer"
-    return JSONResponse(error.body(), status_code=error.status, headers=headers)
+    # A message may name what the caller sent, half a surrogate pair in it: that must not become an error of its own.
+    return Response(dump_json(error.body()), error.status, headers, "application/json")
 
 
 def install_error_handlers(app: FastAPI, retry_after: int) -> None:

@@ -87,6 +87,21 @@ def test_a_body_of_arrays_alone_is_refused_before_it_is_parsed():
     bodies._check_containers(b'"' + b'["' * most)  # nonsense: the parser's to refuse
 
 
+def test_refused_names_of_half_a_surrogate_pair_are_the_callers_error(gateway, engine):
+    """JSON's escape can write what no UTF-8 can: to repeat it in an answer was an internal error."""
+    cases = [
+        ("/v1/chat/completions", b'{"messages": [1], "lychee": {"\\ud800": 1}}', "lychee.\ud800"),
+        ("/v1/chat/completions", b'{"messages": [1], "custom_params": {"\\ud800": [1]}}', "custom_params.\ud800"),
+        ("/v1/completions", b'{"prompt": "a", "custom_params": {"lychee_\\ud800": 1}}', "custom_params.lychee_\ud800"),
+        ("/v1/sparsity/explain", b'{"\\ud800": 1}', None),
+    ]
+    for path, body, param in cases:
+        error = error_of(gateway.http.post(path, content=body, headers=JSON))
+        assert error["param"] == param
+        assert "\ud800" in error["message"]
+    assert engine.bodies == []
+
+
 def test_openai_client_gets_its_own_error_types(gateway):
     client = gateway.openai()
     with pytest.raises(openai.BadRequestError, match=r"lychee\.budget is -5") as refused:
