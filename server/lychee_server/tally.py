@@ -52,7 +52,7 @@ class AnswerTally:
         self._started = started
         self._summary: EngineSummary | None = None
         self._usage: dict[str, Any] | None = None
-        self._events = 0
+        self._begun = False
         self.outputs = 0
         self._last_output: dict[int, float] = {}
         self.done = False
@@ -85,9 +85,9 @@ class AnswerTally:
         return json_event(chunk) if ours and self._reduce(chunk) is not None else event
 
     def _first(self, now: float) -> None:
-        """Take note of an event, which may be the first."""
-        self._events += 1
-        if self._events == 1:
+        """Take note of an event of the answer, which may be the first."""
+        if not self._begun:
+            self._begun = True
             self._metrics.first_token(now - self._started)
 
     def _output(self, index: int, now: float) -> None:

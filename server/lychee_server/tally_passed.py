@@ -13,19 +13,25 @@ if TYPE_CHECKING:
     from lychee_server.errors import GatewayError
     from lychee_server.schemas import LycheeAnswer
 
+_BEFORE_OUTPUT = ("response.created", "response.queued", "response.in_progress")
+"""Sent as soon as the request is accepted: long before a first token, where it has to wait or its prompt is long."""
 _LAST = ("response.completed", "response.incomplete", "response.failed")
 
 
 class PassedTally(AnswerTally):
     """Counts times and tokens. Nothing of the answer is changed, and no summary is missed."""
 
+    _events = 0  # so far: the number of the next one
+
     def event(self, event: bytes) -> bytes:
         """Take one event of a Responses stream; it has no `[DONE]`, its last event says how it ended."""
         chunk = parse_object(event_data(event))
         if chunk is None:
             return event
-        self._first(time.perf_counter())
+        self._events += 1
         kind = str(chunk.get("type"))
+        if kind not in _BEFORE_OUTPUT:
+            self._first(time.perf_counter())
         if kind.endswith(".delta"):
             index = chunk.get("output_index")
             self._output(index if isinstance(index, int) else 0, time.perf_counter())

@@ -272,6 +272,15 @@ def test_a_responses_stream_that_breaks_ends_with_its_own_error_event(gateway, e
     assert [rid for rid, _ in engine.aborts] == [body["request_id"] for body in engine.bodies]
 
 
+def test_what_a_responses_stream_begins_with_is_no_first_token(gateway, engine):
+    """SGLang sends these two when it accepts a request: the time to them is no time to a token."""
+    for sent, tokens in ((2, 0), (3, 1)):
+        engine.script = Script(events=response_events("né")[:sent])
+        raw = gateway.http.post("/v1/responses", json={"input": "hi", "stream": True}).text
+        assert gateway.total("lychee_time_to_first_token_seconds_count") == tokens
+        assert json.loads(raw.split("data: ")[-1])["sequence_number"] == sent
+
+
 def test_embeddings_pass_and_a_model_without_them_refuses_in_its_own_words(gateway, engine):
     item = {"embedding": [0.25, -1.0], "index": 0, "object": "embedding"}
     usage = {"prompt_tokens": 2, "total_tokens": 2, "completion_tokens": 0}
