@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Refusal = Literal["no_key", "requests_limit", "tokens_limit", "concurrency_limit", "queue_full", "queue_timeout"]
 Uncounted = Literal["no_curve", "other_engine", "other_policy", "not_timed", "outside_curve"]
-FALLBACK_REASONS = ("dense_below", "budget_covers_context")
+FALLBACK_REASONS = ("dense_below", "budget_covers_context", "workspace")
 OTHER = "other"
 
 

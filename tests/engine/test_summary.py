@@ -4,7 +4,9 @@ import pytest
 
 from lychee_kernels.decode_plan.api import Fallback
 from lychee_kernels.layout import Mode
+from lychee_server.catalogue import FALLBACK_REASONS
 from lychee_sgl.backend.request import DENSE, RowSpec
+from lychee_sgl.backend.rows import FALLBACK_NAMES
 from lychee_sgl.backend.summary import Step, Times, summarise
 
 SPARSE = RowSpec(mode=Mode.TOPK, budget=10, value=0.0, sinks=1, recent=1)
@@ -81,3 +83,7 @@ def test_times_of_two_choices() -> None:
 
 def test_times_are_unknown_without_metrics() -> None:
     assert Times.of([{"completion_tokens": 4}]) == (None, None, None)
+
+
+def test_the_gateway_counts_every_fallback_under_its_own_name() -> None:
+    assert tuple(FALLBACK_NAMES.values()) == FALLBACK_REASONS

@@ -124,10 +124,11 @@ def test_only_the_current_plan_is_shown():
 def test_a_reason_of_the_engine_cannot_add_labels():
     registry = CollectorRegistry()
     metrics = GatewayMetrics(registry)
-    for reason in ("budget_covers_context", "new", "newer"):
+    for reason in ("budget_covers_context", "workspace", "new", "newer"):
         metrics.summary(EngineSummary(**{**SUMMARY, "dense_fallback": reason}), "default")
     value = registry.get_sample_value
     assert value("lychee_dense_fallbacks_total", {"reason": "budget_covers_context"}) == 1
+    assert value("lychee_dense_fallbacks_total", {"reason": "workspace"}) == 1
     assert value("lychee_dense_fallbacks_total", {"reason": "other"}) == 2
 
 

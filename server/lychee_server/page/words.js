@@ -48,6 +48,7 @@ const REASONS = {
 const FALLBACKS = {
   dense_below: "short context: ran dense",
   budget_covers_context: "budget covers the context: ran dense",
+  workspace: "batch too large for a GPU’s scores: ran dense",
 };
 
 /** Why a budget is in force: the words of an answer's (or a forecast's) `reason` and `dense_fallback`. */
