@@ -82,6 +82,17 @@ def test_the_gateways_variables_are_settings():
     assert {name.removeprefix(ENV_PREFIX).lower() for name in names} <= set(Settings.model_fields)
 
 
+def test_an_engine_stays_until_its_gateway_has_drained():
+    """Both containers of a pod are told to stop at one time, and SGLang ends as soon as it has nothing in work."""
+    containers = {container["name"]: container for container in POD["spec"]["containers"]}
+    pauses = {
+        name: int(container["lifecycle"]["preStop"]["exec"]["command"][1]) for name, container in containers.items()
+    }
+    drain = Settings.model_fields["drain_timeout"].default
+    assert pauses["engine"] >= pauses["gateway"] + drain
+    assert pauses["engine"] + 10 <= POD["spec"]["terminationGracePeriodSeconds"]  # it looks every five seconds
+
+
 def test_jobs_are_named_as_the_alerts_expect():
     (monitor,) = load("podmonitor.yaml")
     jobs = [e["relabelings"][0]["replacement"] for e in monitor["spec"]["podMetricsEndpoints"]]
