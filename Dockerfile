@@ -78,7 +78,8 @@ RUN apt-get update \
     && install --directory --owner=10001 /var/cache/lychee /var/cache/lychee/huggingface
 COPY --from=uv /uv /usr/local/bin/uv
 ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_CACHE_DIR=/var/cache/uv VIRTUAL_ENV=/usr/lib/lychee \
-    PATH=/usr/lib/lychee/bin:$PATH PYTHONUNBUFFERED=1 LC_ALL=C.UTF-8 XDG_CACHE_HOME=/var/cache/lychee
+    PATH=/usr/lib/lychee/bin:$PATH PYTHONUNBUFFERED=1 LC_ALL=C.UTF-8 XDG_CACHE_HOME=/var/cache/lychee \
+    LYCHEE_MEMORY_BANK=/var/lib/lychee/memory.sqlite
 WORKDIR /src
 RUN uv venv /usr/lib/lychee
 COPY pyproject.toml constraints.txt ./
@@ -106,7 +107,8 @@ RUN apt-get update \
 COPY --from=uv /uv /usr/local/bin/uv
 ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_CACHE_DIR=/var/cache/uv \
     UV_PYTHON_INSTALL_DIR=/usr/lib/lychee-python VIRTUAL_ENV=/usr/lib/lychee \
-    PATH=/usr/lib/lychee/bin:$PATH PYTHONUNBUFFERED=1 LC_ALL=C.UTF-8 XDG_CACHE_HOME=/var/cache/lychee
+    PATH=/usr/lib/lychee/bin:$PATH PYTHONUNBUFFERED=1 LC_ALL=C.UTF-8 XDG_CACHE_HOME=/var/cache/lychee \
+    LYCHEE_MEMORY_BANK=/var/lib/lychee/memory.sqlite
 WORKDIR /src
 RUN uv venv --python 3.11 /usr/lib/lychee
 COPY pyproject.toml constraints.txt ./

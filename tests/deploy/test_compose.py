@@ -119,6 +119,16 @@ def test_mounted_files_exist():
             assert (ROOT / source).exists() if source.startswith(".") else source in COMPOSE["volumes"], mount
 
 
+@pytest.mark.parametrize("name", sorted(name for name in SERVICES if name.startswith(("engine-", "replica-"))))
+def test_what_was_read_of_documents_outlives_a_container(name):
+    """A container that is made anew (a new image, `down` and `up`) has nothing of the old one but its volumes."""
+    service = SERVICES[name]
+    (bank,) = re.findall(r"\bLYCHEE_MEMORY_BANK=(\S+)", STAGES[service["build"]["target"]])
+    mounts = dict(mount.split(":")[:2] for mount in service["volumes"])
+    assert mounts["state"] == str(Path(bank).parent)
+    assert "LYCHEE_MEMORY_BANK" not in (service.get("environment") or {})
+
+
 def test_ports_are_published_on_this_machine_only():
     for service in SERVICES.values():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
