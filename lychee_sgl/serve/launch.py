@@ -3,7 +3,7 @@
 import logging
 import os
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -23,6 +23,8 @@ from lychee_sgl.serve.config import (
 from lychee_sgl.serve.preflight import accelerators, missing_packages, plugin_problem
 from lychee_sgl.serve.ready import Probe, port_problem
 from lychee_sgl.serve.supervisor import Supervisor
+
+ENGINE_KEY: Final = "LYCHEE_GATEWAY_ENGINE_API_KEY"
 
 
 def serve(config: ServeConfig, console: Console, *, verbose: bool) -> None:
@@ -51,8 +53,7 @@ def serve(config: ServeConfig, console: Console, *, verbose: bool) -> None:
     model, name = _model(config, console)
     console.print(f"{name} on {'the GPU' if accelerator else 'the CPU'}; logs: {state}", highlight=False, markup=False)
     reporter = ConsoleReporter(console, config, name, verbose=verbose)
-    # The engine answers this only when its weights are loaded; the gateway knows when it is warm too.
-    engine_up, gateway_ready = Probe(f"{config.engine_url}/v1/models"), Probe(f"{config.gateway_url}/readyz")
+    engine_up, gateway_ready = _engine_probe(config), Probe(f"{config.gateway_url}/readyz")
     supervisor = Supervisor(
         engine_service(config, model, name, accelerator=accelerator, state=state, environ=environ),
         gateway_service(config, state=state, environ=environ),
@@ -67,6 +68,12 @@ def serve(config: ServeConfig, console: Console, *, verbose: bool) -> None:
         engine_up.close()
         gateway_ready.close()
     console.print("stopped", highlight=False)
+
+
+def _engine_probe(config: ServeConfig) -> Probe:
+    # The engine answers this only when its weights are loaded; the gateway knows when it is warm too. One that wants
+    # a key (SGLang's --api-key), which the gateway has, answers 401.
+    return Probe(f"{config.engine_url}/v1/models", statuses=(200, 401))
 
 
 def run_engine(config: ServeConfig, host: str, console: Console) -> NoReturn:
@@ -101,6 +108,9 @@ def _check_gpus(config: ServeConfig, gpus: list[str]) -> None:
 
 
 def _check_machine(config: ServeConfig, environ: dict[str, str], *, accelerator: bool) -> None:
+    wants_key = any(word.split("=", 1)[0] == "--api-key" for word in config.engine_args)
+    if wants_key and not any(environ.get(f"{ENGINE_KEY}{end}") for end in ("", "_FILE")):
+        raise ConfigError(f"--engine-arg --api-key: the gateway needs that key, too; set {ENGINE_KEY}")
     for option, host, port in (
         ("--port or --host", config.host, config.port),
         ("--engine-port", ENGINE_HOST, config.engine_port),

@@ -2,6 +2,7 @@
 
 import errno
 import socket
+from collections.abc import Collection
 from typing import Final
 
 import httpx
@@ -19,17 +20,17 @@ FIRST_STAGE: Final = "importing SGLang"
 
 
 class Probe:
-    """Asks one address whether it answers 200."""
+    """Asks one address whether it answers 200, or another status that will do."""
 
-    def __init__(self, url: str, *, timeout: float = 2.0) -> None:
-        self._url = url
+    def __init__(self, url: str, *, timeout: float = 2.0, statuses: Collection[int] = (200,)) -> None:
+        self._url, self._statuses = url, statuses
         # never through a proxy of the environment: what is asked is on this machine
         self._client = httpx.Client(timeout=timeout, trust_env=False)
 
     def __call__(self) -> bool:
-        """Whether the address answers 200 now."""
+        """Whether the address answers so now."""
         try:
-            return self._client.get(self._url).status_code == httpx.codes.OK
+            return self._client.get(self._url).status_code in self._statuses
         except httpx.HTTPError:
             return False
 

@@ -1,16 +1,19 @@
 """The small parts of the launcher: pauses, logs, stages, ports, plug-in checks, what the operator reads."""
 
+import http.server
 import importlib.metadata
 import json
 import shlex
 import socket
+import threading
 from io import StringIO
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from lychee_sgl.serve import preflight
+from lychee_sgl.config import ConfigError
+from lychee_sgl.serve import launch, preflight
 from lychee_sgl.serve.backoff import Backoff
 from lychee_sgl.serve.banner import ConsoleReporter, curl
 from lychee_sgl.serve.config import ServeConfig
@@ -131,6 +134,35 @@ def test_probe_of_nothing_is_not_ready() -> None:
         probe = Probe(f"http://127.0.0.1:{holder.getsockname()[1]}/")
         assert probe() is False
         probe.close()
+
+
+@pytest.mark.parametrize(("status", "up"), [(200, True), (401, True), (404, False), (503, False)])
+def test_an_engine_that_wants_a_key_is_up(status: int, up: bool) -> None:
+    """Its gateway has the key; the launcher waited for a 200 in vain, and then stopped both."""
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answers) as server:
+        answering = threading.Thread(target=server.handle_request)
+        answering.start()
+        probe = launch._engine_probe(ServeConfig(engine_port=server.server_port))
+        assert probe() is up
+        answering.join()
+        probe.close()
+
+
+def test_a_key_that_only_the_engine_has_is_refused_before_anything_starts() -> None:
+    config = ServeConfig(engine_args=("--api-key", "secret"))
+    with pytest.raises(ConfigError, match="set LYCHEE_GATEWAY_ENGINE_API_KEY") as refused:
+        launch._check_machine(config, {}, accelerator=False)
+    assert "secret" not in str(refused.value)
 
 
 def test_our_plug_ins_are_registered() -> None:
