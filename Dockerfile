@@ -84,7 +84,7 @@ WORKDIR /src
 RUN uv venv /usr/lib/lychee
 COPY pyproject.toml constraints.txt ./
 RUN --mount=type=cache,target=/var/cache/uv \
-    uv pip install -r pyproject.toml --extra engine --extra model -c constraints.txt
+    uv pip install -r pyproject.toml --extra engine --extra model --extra train -c constraints.txt
 COPY --from=source / ./
 RUN --mount=type=cache,target=/var/cache/uv uv pip install -c constraints.txt --no-deps . && rm -rf /src/*
 USER 10001
@@ -113,7 +113,7 @@ WORKDIR /src
 RUN uv venv --python 3.11 /usr/lib/lychee
 COPY pyproject.toml constraints.txt ./
 RUN --mount=type=cache,target=/var/cache/uv \
-    uv pip install -r pyproject.toml --extra engine --extra model -c constraints.txt
+    uv pip install -r pyproject.toml --extra engine --extra model --extra train -c constraints.txt
 COPY --from=source / ./
 RUN --mount=type=cache,target=/var/cache/uv uv pip install -c constraints.txt --no-deps . && rm -rf /src/*
 USER 10001

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,13 @@ def test_the_gateway_image_has_neither_torch_nor_sglang():
     installed = re.findall(r"--extra (\w+)", STAGES["gateway-build"])
     assert installed == ["gateway"]
     assert re.findall(r"--from=(\S+)", STAGES["gateway"]) == ["gateway-build"]
+
+
+@pytest.mark.parametrize("target", ["engine-cpu", "engine-gpu"])
+def test_the_engines_images_have_what_compressed_blocks_need(target):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    installed = [package for extra in re.findall(r"--extra (\w+)", STAGES[target]) for package in extras[extra]]
+    assert any(package.startswith("peft") for package in installed)
 
 
 def test_what_is_copied_exists_and_reaches_the_builder():
