@@ -129,7 +129,7 @@ def build() -> Dashboard:
         row("Where time goes beside decoding"),
         graph(
             "Gateway overhead",
-            "From the request to the end of the answer, less the engine's own time and waits for slow readers.",
+            "From the request to the answer's end, less the engine's time and waits for a place or a slow reader.",
             "s",
             *quantiles("lychee_gateway_overhead_seconds"),
         ),

@@ -60,7 +60,7 @@ class Catalogue:
         )
         self._overhead = Histogram(
             "lychee_gateway_overhead_seconds",
-            "From the request to the end of the answer, less the engine's own time and the waits for a slow reader.",
+            "From the request to the answer's end, less the engine's time and waits for a place or a slow reader.",
             buckets=buckets.OVERHEAD_SECONDS,
             registry=registry,
         )
