@@ -211,9 +211,9 @@ def decide(question: Question, conditions: Conditions) -> Decision:
             form, reason = pressed, "pressure"
     # What nobody has changed is left to the engine as it was asked: it knows the prompt's exact length.
     left = outcome is None or outcome.budget == "auto"
-    sent = form
-    if left and form == given:
-        sent = asked if outcome is None else LycheeRequest(budget="auto")
+    sent, as_asked = form, asked if outcome is None else LycheeRequest(budget="auto")
+    if left and form == given and _stays_inside(as_asked, limits, conditions, question.length):
+        sent = as_asked
     return Decision(sent=sent, expected=form, reason=reason, rule=rule, tier=question.tier, steps=tuple(steps))
 
 
@@ -330,6 +330,13 @@ def _bounded(form: LycheeRequest, bounds: Bounds, conditions: Conditions, tokens
             if form.budget is not None:  # the ratio's own upper bound, which may be the one that is too low
                 changes["budget"] = max(int(form.budget), low)
     return _fitting(form.model_copy(update=changes), conditions.context_window)
+
+
+def _stays_inside(asked: LycheeRequest, limits: Bounds, conditions: Conditions, length: Length) -> bool:
+    """Whether what the engine makes of `auto`, for it knows the length, is inside limits whatever the length is."""
+    lengths = (length.tokens,) if length.exact else (1, conditions.context_window)
+    forms = [_concrete(asked, conditions.defaults, tokens) for tokens in lengths]
+    return all(_bounded(form, limits, conditions, length.tokens) == form for form in forms)
 
 
 def _binds(form: LycheeRequest, inside: LycheeRequest, tokens: int) -> bool:

@@ -7,8 +7,8 @@ import pytest
 from lychee_server.policy.decide import decide, depends_on_length
 from lychee_server.policy.file import parse_policy
 from lychee_server.policy.lengths import Length
-from lychee_server.policy.schema import Outcome, Policy, Pressure, Rule, When
-from lychee_server.schemas import LycheeRequest
+from lychee_server.policy.schema import Bounds, Outcome, Policy, Pressure, Rule, When
+from lychee_server.schemas import LycheeRequest, PlanAuto, PlanDefaults
 from tests.gateway.policy.deciding import conditions, question
 
 POLICY = parse_policy(
@@ -122,6 +122,26 @@ def test_pressure_shrinks_to_the_floor(level, budget):
     decision = decide(question(), conditions(POLICY, pressure=level))
     assert decision.sent == LycheeRequest(budget=budget)
     assert decision.reason == ("pressure" if level else "default")
+
+
+@pytest.mark.parametrize("asked", [{}, {"budget": "auto"}, {"budget": "auto", "mode": "ratio", "value": 0.5}])
+@pytest.mark.parametrize(
+    ("bounds", "length", "left"),
+    [
+        # An eighth of 15,000 is 1,875, of 21,000 it would be 2,625: the estimate does not know which.
+        (Bounds(max=2048), Length(tokens=15_000, low=9000, high=21_000), False),
+        (Bounds(min=1800), Length(tokens=15_000, low=9000, high=21_000), False),
+        (Bounds(min=512, max=4096), Length(tokens=15_000, low=9000, high=21_000), True),  # the plan's own limits
+        (Bounds(max=2048), Length.exactly(15_000), True),
+    ],
+)
+def test_auto_is_left_to_the_engine_where_no_length_leads_out_of_the_bounds(asked, bounds, length, left):
+    plan = PlanDefaults(budget="auto", mode="topk", auto=PlanAuto(fraction=0.125, min=512, max=4096))
+    policy = Policy(version=1, bounds=bounds)
+    decision = decide(question(asked, length=length), conditions(policy, defaults=plan))
+    assert decision.sent == LycheeRequest(**(asked if left else {**asked, "budget": 1875}))
+    assert decision.expected.budget == 1875
+    assert decision.reason == ("auto" if asked else "default")
 
 
 def test_pressure_stops_at_the_lower_bound_of_the_tier():
