@@ -139,7 +139,7 @@ EXPLAIN_BODY = _body(
     {
         "recall": (
             "Which budget would hold a recall",
-            {"request": {"messages": _MESSAGES, "lychee": {"min_recall": 0.97}}, "prompt_tokens": 30_000},
+            {"request": {"messages": _MESSAGES, "lychee": {"min_recall": 0.97}}, "prompt_tokens": 6000},
         ),
     },
 )

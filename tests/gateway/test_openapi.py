@@ -54,6 +54,18 @@ def test_nothing_that_the_description_allows_or_forbids_breaks_the_gateway(api, 
     every()
 
 
+def test_every_example_of_the_page_is_accepted(gateway):
+    """By an engine whose window is that of the embedded model."""
+    tried = 0
+    for path, methods in create_app(Settings()).openapi()["paths"].items():
+        content = methods.get("post", {}).get("requestBody", {}).get("content", {})
+        for name, example in content.get("application/json", {}).get("examples", {}).items():
+            reply = gateway.http.post(path, json=example["value"])
+            assert reply.status_code == 200, (path, name, reply.text)
+            tried += 1
+    assert tried >= 12
+
+
 def test_every_status_that_the_gateway_knows_is_described():
     """What Schemathesis cannot provoke: keys, limits, slow bodies, an engine that is away."""
     paths = create_app(Settings()).openapi()["paths"]
