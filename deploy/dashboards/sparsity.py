@@ -120,7 +120,7 @@ def build() -> Dashboard:
         row("Fallbacks, and how far the numbers reach"),
         graph(
             "Dense fallbacks",
-            "Share of the answers with a sparse budget of which a decode step ran dense, by the last reason.",
+            "Answers with a sparse budget of which a decode step ran dense, by the last reason: share of all answers.",
             "percentunit",
             Query(
                 f"{rate('lychee_dense_fallbacks_total', 'reason')} / on () group_left () "
