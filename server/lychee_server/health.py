@@ -43,6 +43,10 @@ class EngineMonitor:
     Three states: *away* (no connection), *starting* (connection, no token yet) and *ready*. A ready engine that
     refuses a connection is away at once. One that accepts connections but does not answer /health in time, or
     answers 503, stays in service for `unhealthy_after` seconds: SGLang does so during a long prefill.
+
+    Attributes:
+        leaving: its last answer to /health was 503. SGLang says so at once when it is told to stop, goes on taking
+            requests, and ends when it has none.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class EngineMonitor:
         self._last_healthy = 0.0
         self._was_ready = False
         self._was_away = False
+        self.leaving = False
         self._look = asyncio.Event()
 
     @property
@@ -109,6 +114,7 @@ class EngineMonitor:
             path = "/readiness" if self._replicas.behind_router else "/health"
             status, _ = await self._upstream.get(path, self._settings.health_timeout)
             problem = "" if status == 200 else f"its {path} answers {status}"
+            self.leaving = status == 503
             if self._replicas.behind_router:
                 await self._replicas.look(self._settings.health_timeout)
         except EngineUnreachable as error:

@@ -120,7 +120,8 @@ class EnginePool:
 
         The prompt's beginning has a favourite among the engines (rendezvous hashing: when one goes away, only its
         prompts move), for there the radix cache has it. A favourite that is loaded too far above the mean is passed
-        over for the least loaded. Engines whose breaker is open are left out as long as there is another.
+        over for the least loaded. Engines that are about to end, or whose breaker is open, are left out as long as
+        there is another.
 
         Args:
             prompt_head: what the affinity goes by.
@@ -133,7 +134,8 @@ class EnginePool:
         if not ready:
             self.engines[0].monitor.require()
             raise EngineUnavailable("no other engine is ready; try again later")
-        candidates = [engine for engine in ready if engine.breaker.allows()] or ready
+        staying = [engine for engine in ready if not engine.monitor.leaving] or ready
+        candidates = [engine for engine in staying if engine.breaker.allows()] or staying
         if len(candidates) == 1:
             return candidates[0]
         favourite = max(candidates, key=lambda engine: _affinity(prompt_head, engine.name))

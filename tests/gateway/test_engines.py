@@ -75,6 +75,23 @@ def test_a_killed_engine_is_replaced_without_an_error(two):
     assert gateway.value("lychee_engine_restarts_seen_total", engine=name) == 1
 
 
+def test_an_engine_that_is_told_to_stop_gets_no_new_requests_while_there_is_another(two):
+    """SGLang ends when nothing is left in work: with new requests coming in it would not, and be killed with them."""
+    gateway, engines, _ = two
+    ask(gateway)
+    favourite = counts(engines).index(1)
+    for number, looked in ((503, 1 - favourite), (200, favourite)):
+        engines[favourite].health, looks = number, engines[favourite].looks
+        eventually(lambda looks=looks: engines[favourite].looks >= looks + 2)  # the first one's answer is read by then
+        before = counts(engines)[looked]
+        assert ask(gateway).status_code == 200
+        assert counts(engines)[looked] == before + 1
+    for engine in engines:
+        engine.health, looks = 503, engine.looks
+        eventually(lambda engine=engine, looks=looks: engine.looks >= looks + 2)
+    assert ask(gateway).status_code == 200  # all of them: better these than none
+
+
 @pytest.mark.parametrize("refusal", [Script(status=503, answer={"message": "The request queue is full."})])
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_full_engine_hands_its_request_to_the_other(two, refusal, stream):
