@@ -54,7 +54,7 @@ class Catalogue:
         )
         self._queue_time = Histogram(
             "lychee_queue_time_seconds",
-            "Time a request waited in the engine before its prefill began.",
+            "Time a request waited in the engine before its prefill began; documents read block by block do not count.",
             buckets=buckets.QUEUE_SECONDS,
             registry=registry,
         )

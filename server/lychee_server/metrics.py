@@ -93,10 +93,10 @@ class GatewayMetrics(Catalogue):
             self._fraction.labels(context).observe(summary.attended_fraction)
         self._steps.labels("sparse").inc(summary.sparse_steps)
         self._steps.labels("dense").inc(max(0, summary.decode_steps - summary.sparse_steps))
-        if summary.queue_seconds is not None:
-            self._queue_time.observe(max(0.0, summary.queue_seconds))
         if summary.memory is not None:
             self._document_read(summary.memory)
+        elif summary.queue_seconds is not None:  # of a document it is the sum of all calls' waits
+            self._queue_time.observe(max(0.0, summary.queue_seconds))
         if summary.dense_fallback is not None:
             known = summary.dense_fallback in FALLBACK_REASONS
             self._fallbacks.labels(summary.dense_fallback if known else OTHER).inc()

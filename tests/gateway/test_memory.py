@@ -210,3 +210,4 @@ def test_times_of_many_calls_are_not_those_of_one_answer(gateway, engine):
     engine.script = Script(answer=chat_answer({**SUMMARY, "engine_seconds": 500.0, "memory": READ}))
     gateway.chat(lychee={"memory": "text"})
     assert gateway.total("lychee_gateway_overhead_seconds_count") == 0
+    assert gateway.value("lychee_queue_time_seconds_count") == 0
