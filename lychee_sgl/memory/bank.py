@@ -32,6 +32,7 @@ INSERT INTO total SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM total);
 _ROW_BYTES: Final = 160
 """Added to a row's value: key, checksum, numbers and the index, so that the budget is near what the file takes."""
 _LOCK_SECONDS: Final = 10.0
+_PAUSE_SECONDS: Final = 0.01
 _BROKEN: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 """Of a file that will not be read by trying again."""
 
@@ -91,6 +92,17 @@ class Bank:
             raise OSError(f"{self._path}: {error}") from error
 
     def _open(self) -> tuple[sqlite3.Connection, int]:
+        """Opens the file. Whom SQLite refuses because another one opens it, too, tries again: here it does not wait."""
+        last = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                return self._open_once()
+            except sqlite3.OperationalError as error:
+                if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > last:
+                    raise
+                time.sleep(_PAUSE_SECONDS)
+
+    def _open_once(self) -> tuple[sqlite3.Connection, int]:
         handle = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600)
         number = os.fstat(handle).st_ino
         os.close(handle)
@@ -228,7 +240,12 @@ async def _kept(put: Callable[[bytes, T], None], key: bytes, value: T) -> None:
 
 def _is_broken(error: sqlite3.DatabaseError) -> bool:
     """Whether it says that the file is no database, or not a whole one."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _BROKEN
+    return _code(error) in _BROKEN
+
+
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's number for it, without what tells kinds of it apart; 0 where it has none."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 def _digest(key: bytes, value: bytes) -> bytes:

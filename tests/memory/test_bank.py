@@ -15,6 +15,7 @@ from lychee_sgl.memory.bank import Bank, key_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from multiprocessing.synchronize import Barrier
     from pathlib import Path
 
 ROW = 160  # what a row counts beyond its value
@@ -142,6 +143,29 @@ def test_two_processes_share_one_file(tmp_path: Path) -> None:
     rows.close()
     # a row is 200 letters, two quotes and 160: 55 of them fit
     assert held == total == 55 * (202 + ROW)
+
+
+def _make(folder: Path, together: Barrier) -> None:
+    failed = []
+    for number in range(100):
+        together.wait(60)
+        try:
+            Bank(folder / f"{number}.sqlite", 1000).close()
+        except OSError as error:  # not raised at once, or the other would wait for this one
+            failed.append(error)
+    assert not failed
+
+
+def test_two_processes_make_one_file_at_one_time(tmp_path: Path) -> None:
+    """Engines with one volume: SQLite sometimes refused one of them, whatever patience it was asked for."""
+    context = multiprocessing.get_context("spawn")
+    together = context.Barrier(2)
+    workers = [context.Process(target=_make, args=(tmp_path, together)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0]
 
 
 def test_rows_that_somebody_deleted_do_not_stop_it(tmp_path: Path) -> None:
