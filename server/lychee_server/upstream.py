@@ -12,7 +12,14 @@ from urllib.parse import quote
 import aiohttp
 from yarl import URL
 
-from lychee_server.errors import EngineLost, EngineTimeout, EngineUnreachable, GatewayError, NoSuchModel
+from lychee_server.errors import (
+    EngineFailed,
+    EngineLost,
+    EngineTimeout,
+    EngineUnreachable,
+    GatewayError,
+    NoSuchModel,
+)
 from lychee_server.replicas import ROUTED_TO
 
 if TYPE_CHECKING:
@@ -181,6 +188,8 @@ class Upstream:
                     for rid in rids:
                         async with self._client().post(address, json={"rid": rid}) as response:
                             await response.read()
+                        if response.status >= 400:  # as where SGLang wants its --admin-api-key for it
+                            raise EngineFailed(f"its /abort_request answers {response.status}")
                         delivered += 1
         except (GatewayError, TimeoutError) as error:
             log.warning("abort was not delivered", extra={"rid": rids[delivered], "error": str(error)})

@@ -154,6 +154,7 @@ class ScriptedEngine:
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.aborts: list[tuple[str, float]] = []
+        self.abort_status = 200
         self.streams_closed: list[float] = []
         self.tokens_generated = 0
         self.loads: list[dict[str, Any]] | None = None
@@ -221,7 +222,7 @@ class ScriptedEngine:
 
     async def _abort(self, request: Request) -> Response:
         self.aborts.append(((await request.json())["rid"], time.monotonic()))
-        return Response()
+        return Response(status_code=self.abort_status)
 
     async def _complete(self, request: Request) -> Response:
         body = await request.json()

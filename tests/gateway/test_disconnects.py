@@ -62,6 +62,16 @@ def test_every_prompt_of_a_batch_is_aborted_by_the_name_sglang_gives_it(gateway,
     assert [name for name, _ in engine.aborts] == [engine.bodies[0]["rid"] + suffix for suffix in suffixes]
 
 
+def test_an_abort_that_the_engine_refuses_is_told(gateway, engine, caplog):
+    """With a key for administrators SGLang takes none from the gateway; the work went on, and nobody knew why."""
+    engine.script, engine.abort_status = Script(pause=30), 401
+    with send(gateway):
+        wait_until(lambda: engine.bodies)
+    wait_until(lambda: "abort was not delivered" in caplog.text)
+    (told,) = [record for record in caplog.records if record.message == "abort was not delivered"]
+    assert (told.rid, told.error) == (engine.bodies[0]["rid"], "its /abort_request answers 401")
+
+
 def test_leaving_while_the_body_is_sent(gateway, engine):
     with socket.create_connection(("127.0.0.1", gateway.server.port)) as connection:
         head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
