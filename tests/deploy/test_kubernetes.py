@@ -9,7 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from lychee_server.settings import ENV_PREFIX, Settings
+from lychee_server.settings import ENV_PREFIX, Settings, SettingsError, load_settings
 from tests.deploy.test_dashboards import exported
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
@@ -80,6 +80,15 @@ def test_the_gateways_variables_are_settings():
     (gateway,) = [container for container in POD["spec"]["containers"] if container["name"] == "gateway"]
     names = {entry["name"] for entry in gateway["env"]}
     assert {name.removeprefix(ENV_PREFIX).lower() for name in names} <= set(Settings.model_fields)
+
+
+@pytest.mark.parametrize("name", ["lychee.yaml", "replicas/gateway.yaml"])
+def test_a_service_of_any_name_is_no_setting_of_the_gateway(name):
+    """Kubernetes puts the addresses of Services into variables; of one called lychee-gateway into the gateway's own."""
+    with pytest.raises(SettingsError, match="LYCHEE_GATEWAY_PORT is 'tcp://"):
+        load_settings({"LYCHEE_GATEWAY_PORT": "tcp://10.0.0.1:8000"}, {})
+    (pod,) = [found["spec"]["template"]["spec"] for found in load(name) if found["kind"] == "Deployment"]
+    assert pod["enableServiceLinks"] is False
 
 
 def test_an_engine_stays_until_its_gateway_has_drained():
