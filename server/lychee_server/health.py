@@ -70,6 +70,7 @@ class EngineMonitor:
         self._was_ready = False
         self._was_away = False
         self.leaving = False
+        self._told_by: tuple[str, ...] = ()  # a router's engines when what is known was asked
         self._look = asyncio.Event()
 
     @property
@@ -128,6 +129,8 @@ class EngineMonitor:
                 await self._prove()
         elif not problem:
             self._last_healthy = time.monotonic()
+            if self._replicas.behind_router and self._replicas.healthy != self._told_by:
+                await self._learn_again()
         elif time.monotonic() - self._last_healthy > self._settings.unhealthy_after:
             self._lose(problem, away=False)
 
@@ -143,14 +146,32 @@ class EngineMonitor:
         if status != 200:
             self._why_not = f"its /health_generate answers {status}"
             return
-        self._info = info
         self._last_healthy = time.monotonic()
         if self._was_ready and self._was_away:
             self._metrics.engine_restarted(self._name)
         self._was_ready, self._was_away = True, False
+        self._take(info, self._replicas.healthy)
+        log.info("the engine is ready", extra={"engine": self._name, "context_window": info.context_window})
+
+    async def _learn_again(self) -> None:
+        """Ask once more when a router's engines have changed: the new ones may have another plan or window."""
+        told_by = self._replicas.healthy
+        try:
+            info = await self._fetch_info()
+        except GatewayError:
+            return  # the next look tries again
+        if self._info is None:
+            return  # a request has met a refused connection meanwhile
+        if info == self._info:
+            self._told_by = told_by
+        else:
+            self._take(info, told_by)
+            log.info("the router's engines have changed", extra={"engine": self._name})
+
+    def _take(self, info: EngineInfo, told_by: tuple[str, ...]) -> None:
+        self._info, self._told_by = info, told_by
         self._metrics.engine_ready(self._name, info.sparsity.plan if info.sparsity else None)
         self._speed.engine_ready(self._name, info.sparsity)
-        log.info("the engine is ready", extra={"engine": self._name, "context_window": info.context_window})
 
     async def _fetch_info(self) -> EngineInfo:
         status, body = await self._upstream.get("/lychee/info", self._settings.health_timeout)

@@ -86,6 +86,11 @@ class Replicas:
             await upstream.aclose()
         return self.behind_router
 
+    @property
+    def healthy(self) -> tuple[str, ...]:
+        """The addresses of a router's engines that it takes for healthy."""
+        return self._healthy
+
     def direct(self) -> tuple[Upstream, ...]:
         """Whom to ask what a router does not pass on: the engine, or the router's healthy engines."""
         return tuple(self._known[url] for url in self._healthy) if self.behind_router else (self._front,)

@@ -20,10 +20,12 @@ from lychee_server.policy.pressure import EngineLoad
 from lychee_server.policy.runtime import BudgetPolicy
 from lychee_server.replicas import Replicas
 from lychee_server.upstream import Upstream
-from tests.gateway.scripted_engine import ThreadedServer, serving
+from tests.gateway.scripted_engine import INFO, ScriptedEngine, ThreadedServer, serving, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from tests.gateway.conftest import RunningGateway
 
 
 class Router:
@@ -31,7 +33,8 @@ class Router:
 
     def __init__(self) -> None:
         self.workers: list[dict[str, Any]] | None = []
-        self.app = Starlette(routes=[Route("/workers", self.listed), Route("/v1/loads", self.loads)])
+        well = [Route(path, lambda _request: Response()) for path in ("/readiness", "/health", "/health_generate")]
+        self.app = Starlette(routes=[Route("/workers", self.listed), Route("/v1/loads", self.loads), *well])
 
     async def listed(self, _request: object) -> Response:
         return Response(status_code=404) if self.workers is None else JSONResponse({"workers": self.workers})
@@ -151,6 +154,25 @@ async def test_another_password_is_the_same_replica(router: tuple[Router, str], 
     assert shown(registry, "lychee_replica_up") == {"a:1": 1}
     assert shown(registry, "lychee_replica_answers_total") == {"a:1": 0}
     await replicas.aclose()
+
+
+def test_engines_that_take_others_places_are_asked_for_plan_and_window(
+    router: tuple[Router, str], start_gateway: Callable[..., RunningGateway]
+) -> None:
+    """The router itself is never away, so what its first engines had said was held for good."""
+    old, new = ScriptedEngine(), ScriptedEngine()
+    new.info = {**INFO, "context_window": 4096, "plan": {**INFO["plan"], "name": "new"}}
+    with serving(ThreadedServer(old.app)) as first, serving(ThreadedServer(new.app)) as second:
+        router[0].lists(first.url)
+        gateway = start_gateway(engine_url=router[1])
+        assert gateway.http.get("/readyz").json()["context_window"] == 8192
+        router[0].lists(second.url)
+        wait_until(lambda: gateway.http.get("/readyz").json()["context_window"] == 4096)
+        assert gateway.http.get("/v1/sparsity").json()["plan"]["name"] == "new"
+        assert gateway.chat(lychee={"budget": 5000}).json()["error"]["param"] == "lychee.budget"
+        plans = [family for family in gateway.registry.collect() if family.name == "lychee_plan_info"]
+        assert [sample.labels["name"] for sample in plans[0].samples] == ["new"]
+        assert gateway.of_engine("lychee_engine_restarts_seen_total") == 0
 
 
 def test_counts_of_replicas_long_gone_are_forgotten() -> None:
