@@ -196,6 +196,28 @@ async def test_an_engine_in_a_routers_place_is_one_engine(router: tuple[Router, 
     assert (replicas.behind_router, replicas.direct()) == (False, (front,))
 
 
+@pytest.mark.parametrize(
+    ("in_flight", "urls", "batch"),
+    # one address, and behind it no router, three engines, two, or for now none
+    [(8, None, 9), (8, ["http://a", "http://b", "http://c"], 3), (9, ["http://a", "http://b"], 5), (8, [], 9)],
+)
+async def test_a_batch_is_that_of_one_engine(
+    router: tuple[Router, str], front: Upstream, in_flight: int, urls: list[str] | None, batch: int
+) -> None:
+    replicas, _ = of(front)
+    if urls is None:
+        router[0].workers = None
+    else:
+        router[0].lists(*urls)
+    await replicas.look(5)
+    engine = SimpleNamespace(monitor=SimpleNamespace(ready=True), replicas=replicas, in_flight=in_flight)
+    metrics = GatewayMetrics(CollectorRegistry())
+    engines = SimpleNamespace(engines=(engine,))
+    budgets = BudgetPolicy(None, engines=engines, metrics=metrics, waiting=lambda: 0, curve=None, timeout=1)
+    assert budgets._batch() == batch
+    await replicas.aclose()
+
+
 async def test_a_silent_replica_hides_no_others_load(router: tuple[Router, str], front: Upstream) -> None:
     made, url = router
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing

@@ -157,7 +157,6 @@ class BudgetPolicy:
         )
         if self._may_ask(text, dry) and depends_on_length(self.policy, question):
             question = question.at(await self._tokenized(body) or length)
-        ready = max(1, sum(engine.monitor.ready for engine in self._engines.engines))
         conditions = Conditions(
             policy=self.policy,
             defaults=engine.sparsity.defaults,
@@ -165,11 +164,17 @@ class BudgetPolicy:
             served=_served_by(engine),
             recalls=self._keeper,
             times=curve,
-            batch=math.ceil((1 + sum(engine.in_flight for engine in self._engines.engines)) / ready),
+            batch=self._batch(),
             pressure=self._gauge.level,
             dry=dry,
         )
         return decide(question, conditions).beside(asked), question.length
+
+    def _batch(self) -> int:
+        """Return how many requests decode together on an engine, one more included; each one behind a router counts."""
+        engines = self._engines.engines
+        ready = sum(len(engine.replicas.direct()) for engine in engines if engine.monitor.ready)
+        return math.ceil((1 + sum(engine.in_flight for engine in engines)) / max(1, ready))
 
     def _may_ask(self, text: PromptText, dry: bool) -> bool:
         """Whether an engine may be asked how long a prompt is."""
