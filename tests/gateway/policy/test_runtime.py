@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from lychee_server.keys import hash_key
+from lychee_server.metrics import GatewayMetrics
 from lychee_server.policy.curve import reach_of
 from lychee_server.policy.file import PolicyError, load_policy
 from lychee_server.policy.recall import RecallKeeper
+from lychee_server.policy.runtime import BudgetPolicy
 from lychee_server.policy.schema import RecallHold
+from lychee_server.upstream import Upstream
 from tests.gateway.policy.test_recall import recall_at
 from tests.gateway.scripted_engine import (
     SUMMARY,
@@ -244,7 +250,7 @@ def test_budgets_shrink_under_load_and_come_back(with_policy, engine):
     assert sent(engine) == {"lychee_budget": 800}
 
 
-def test_an_engine_that_does_not_tell_its_load_keeps_no_other_from_being_asked(with_policy):
+async def test_an_engine_that_does_not_tell_its_load_keeps_no_other_from_being_asked(tmp_path):
     class Asked(ScriptedEngine):
         def __init__(self, gate: threading.Event) -> None:
             super().__init__()
@@ -257,13 +263,31 @@ def test_an_engine_that_does_not_tell_its_load_keeps_no_other_from_being_asked(w
 
     gate = threading.Event()
     silent, other = Asked(gate), Asked(gate)
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(PRESSED)
     with serving(ThreadedServer(silent.app)) as first, serving(ThreadedServer(other.app)) as second:
+        upstreams = [Upstream(server.url, 600, 600) for server in (first, second)]
+        # both are ready at one time, which a monitor of their own would not promise
+        engines = [
+            SimpleNamespace(
+                name=upstream.url,
+                monitor=SimpleNamespace(ready=True),
+                replicas=SimpleNamespace(direct=functools.partial(tuple, [upstream])),
+            )
+            for upstream in upstreams
+        ]
+        metrics, pool = GatewayMetrics(CollectorRegistry()), SimpleNamespace(engines=engines)
+        budgets = BudgetPolicy(policy, engines=pool, metrics=metrics, waiting=lambda: 0, curve=None, timeout=600)
+        watching = asyncio.create_task(budgets.watch())
         try:
-            with_policy(PRESSED, engine_urls=(first.url, second.url), health_timeout=600)
-            assert silent.asked.wait(60)
-            assert other.asked.wait(60)  # while the first has not answered
+            assert await asyncio.to_thread(silent.asked.wait, 60)
+            assert await asyncio.to_thread(other.asked.wait, 60)  # while the first has not answered
         finally:
             gate.set()
+            watching.cancel()
+            await asyncio.wait([watching])
+            for upstream in upstreams:
+                await upstream.aclose()
 
 
 def test_the_kv_pool_presses_too(with_policy, engine):
