@@ -5,6 +5,7 @@ Contract: DESIGN.md 4.2. Runs in SGLang's HTTP process; what it knows of the eng
 
 from __future__ import annotations
 
+import functools
 import json
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from lychee_sgl.config import EngineConfig
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
+
+    from pydantic import BaseModel
 
     from lychee_sgl.compressor.folder import Described
 
@@ -184,13 +187,14 @@ def summary_of(manager: Any, obj: Any) -> dict[str, Any] | None:
     if engine is None or not seen:
         return None
     metas = list(seen.values())
-    prompt = metas[0].get("prompt_tokens", 0)
-    return summarise(
-        [meta.get(INFO_KEY, ()) for meta in metas],
-        engine.spec(obj, prompt),
-        prompt + max(meta.get("completion_tokens", 0) for meta in metas),
-        Times.of(metas),
-    )
+    # choices of several prompts: budget and context are those of the longest
+    prompt, answer = max(((_count(meta, "prompt"), _count(meta, "completion")) for meta in metas), key=sum)
+    steps = [meta.get(INFO_KEY, ()) for meta in metas]
+    return summarise(steps, engine.spec(obj, prompt), prompt + answer, Times.of(metas))
+
+
+def _count(meta: dict[str, Any], of: str) -> int:
+    return int(meta.get(f"{of}_tokens", 0))
 
 
 def _with_summary(event: str, summary: dict[str, Any]) -> str:
@@ -230,15 +234,28 @@ async def decorate_stream(
 
 
 async def decorate_answer(original: Callable[..., Any], serving: Any, adapted: Any, *args: Any, **kwargs: Any) -> Any:
-    """Stands around SGLang's answers that are not streamed: adds the summary."""
-    from fastapi.responses import JSONResponse
+    """Stands around SGLang's answers that are not streamed: adds the summary.
+
+    The answer stays one of SGLang's class: to SGLang's other protocols on top of chats (`/v1/messages`), anything else
+    is an error.
+    """
     from pydantic import BaseModel
 
     answer = await original(serving, adapted, *args, **kwargs)
     summary = summary_of(serving.tokenizer_manager, adapted)
     if summary is None or not isinstance(answer, BaseModel) or not hasattr(answer, "choices"):
         return answer
-    return JSONResponse({**answer.model_dump(mode="json"), INFO_KEY: summary})
+    told = {**dict(answer), INFO_KEY: summary}
+    return _with_field(type(answer)).model_construct(answer.model_fields_set | {INFO_KEY}, **told)
+
+
+@functools.cache
+def _with_field(answer: type[BaseModel]) -> type[BaseModel]:
+    """Gives a class of answers one that has our object, too."""
+    from pydantic import create_model
+
+    wider: type[BaseModel] = create_model(answer.__name__, __base__=answer, **{INFO_KEY: (dict[str, Any], ...)})
+    return wider
 
 
 def add_routes(server_args: Any, tokenizer_manager: Any, *args: Any, **kwargs: Any) -> None:

@@ -141,3 +141,16 @@ async def test_every_prompts_own_parameters_are_checked() -> None:
     with pytest.raises(ValueError, match="lychee_budget is -5"):
         await Manager([]).summary(SimpleNamespace(sampling_params=[good, bad], stream=False))
     assert await Manager([]).summary(SimpleNamespace(sampling_params=[good, {}], stream=False)) is None
+
+
+@pytest.mark.parametrize("longest_first", [False, True])
+async def test_of_several_prompts_budget_and_context_are_the_longests(longest_first: bool) -> None:
+    """The plan's `auto` gives an eighth of a prompt; /v1/completions takes a list of them."""
+    metas = [
+        {"meta_info": {"prompt_tokens": 10, "completion_tokens": 9}},
+        {"meta_info": {"prompt_tokens": 8001, "completion_tokens": 2}},
+    ]
+    obj = SimpleNamespace(sampling_params={"custom_params": {"lychee_budget": "auto"}}, stream=False)
+    summary = await Manager([metas[::-1] if longest_first else metas]).summary(obj)
+    assert summary is not None
+    assert (summary["context_tokens"], summary["budget"]) == (8003, 1001)
