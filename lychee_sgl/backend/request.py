@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -50,6 +49,8 @@ class BudgetRequest:
         Raises:
             ValueError: an entry is unknown or not allowed; the message names it, its value and what is allowed.
         """
+        if params is not None and not isinstance(params, dict):
+            raise ValueError(f"custom_params is {params!r:.80}, allowed: an object")
         ours = {k.removeprefix(PREFIX): v for k, v in (params or {}).items() if str(k).startswith(PREFIX)}
         unknown = sorted(ours.keys() - {*KEYS})
         if unknown and unknown[0] in MEMORY_KEYS:
@@ -63,7 +64,7 @@ class BudgetRequest:
             raise ValueError(
                 f"lychee_budget is {budget!r}, allowed: a whole number from 1 to {context_window}, 'dense' or 'auto'"
             )
-        if mode is not None and mode not in MODES:
+        if mode is not None and not (isinstance(mode, str) and mode in MODES):
             raise ValueError(f"lychee_mode is {mode!r}, allowed: {', '.join(MODES)}")
         if budget == "dense" and mode is not None:
             raise ValueError(f"lychee_mode is {mode!r}, not allowed with lychee_budget 'dense'")
@@ -84,7 +85,7 @@ def _check_value(mode: str | None, value: Any) -> None:
         if value is not None:
             raise ValueError(f"lychee_value is {value!r}, allowed only with lychee_mode ratio, threshold or top_p")
         return
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
     highest_allowed = mode != "threshold"
     if not number or not 0 < value <= 1 or (value == 1 and not highest_allowed):
         above = "to 1" if highest_allowed else "and below 1"
@@ -92,7 +93,7 @@ def _check_value(mode: str | None, value: Any) -> None:
 
 
 def _check_policy(policy: Any, seed: Any, budget: Any, mode: str | None, *, rivals: bool) -> None:
-    if policy is not None and policy not in POLICIES:
+    if policy is not None and not (isinstance(policy, str) and policy in POLICIES):
         raise ValueError(f"lychee_policy is {policy!r}, allowed: {', '.join(POLICIES)}")
     rival = policy not in (None, "plan")
     if rival and not rivals:

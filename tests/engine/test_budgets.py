@@ -36,6 +36,12 @@ DEFAULTS = PlanDefaults(budget=1024, sinks=64, recent=256, auto=AutoBudget(fract
         ({"lychee_value": 0.5}, "allowed only with"),
         ({"lychee_budget": "dense", "lychee_mode": "topk"}, "not allowed with lychee_budget 'dense'"),
         ({"lychee_bugdet": 5}, "lychee_bugdet is unknown, allowed: lychee_budget, lychee_mode, lychee_value"),
+        ({"lychee_budget": ["auto"]}, r"lychee_budget is \['auto'\]"),
+        ({"lychee_mode": ["topk"]}, r"lychee_mode is \['topk'\], allowed: topk, ratio, threshold, top_p"),
+        ({"lychee_mode": "ratio", "lychee_value": 10**400}, "lychee_value is 1000"),
+        ({"lychee_mode": "top_p", "lychee_value": math.inf}, "lychee_value is inf"),
+        ({"lychee_policy": {}}, r"lychee_policy is \{\}, allowed: plan, block"),
+        ('{"lychee_budget": 5}', "custom_params is '.*', allowed: an object"),
     ],
 )
 def test_refusals_name_field_value_and_range(params: dict[str, object], message: str) -> None:
