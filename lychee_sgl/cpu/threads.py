@@ -38,8 +38,11 @@ def prefill_threads() -> int:
 
 def around_forward(original: Callable[..., Any], runner: Any, forward_batch: Any, *args: Any, **kwargs: Any) -> Any:
     """Stands around the forward pass."""
+    if not hasattr(runner, "lychee_prefill_threads"):
+        # once: the settings name files, too, and one that is gone by now must not end an engine that runs
+        runner.lychee_prefill_threads = prefill_threads()
     large = forward_batch.forward_mode.is_extend() and len(forward_batch.input_ids) >= LEAST_TOKENS
     if not large:
         return original(runner, forward_batch, *args, **kwargs)
-    with torch_threads(prefill_threads()):
+    with torch_threads(runner.lychee_prefill_threads):
         return original(runner, forward_batch, *args, **kwargs)

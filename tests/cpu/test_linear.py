@@ -7,6 +7,7 @@ import torch
 
 from lychee_kernels.testing import assert_close_to_float64
 from lychee_sgl.cpu import linear, threads
+from lychee_sgl.memory.gate import GATES
 
 
 def original(method, layer, x, bias=None):
@@ -53,4 +54,18 @@ def test_only_large_prefills_get_the_threads(monkeypatch, extend: bool, tokens: 
     monkeypatch.setenv("LYCHEE_PREFILL_THREADS", "3")
     batch = SimpleNamespace(forward_mode=SimpleNamespace(is_extend=lambda: extend), input_ids=torch.zeros(tokens))
     with threads.torch_threads(1):
-        assert threads.around_forward(lambda *_: torch.get_num_threads(), None, batch) == expected
+        found = threads.around_forward(lambda *_: torch.get_num_threads(), SimpleNamespace(), batch)
+        assert found == expected
+
+
+def test_settings_are_read_once_not_with_each_prefill(monkeypatch, tmp_path) -> None:
+    """A gate file that is gone by the second prefill does not end the scheduler."""
+    gate, runner = tmp_path / "gate.json", SimpleNamespace()
+    gate.write_text((GATES / "words.json").read_text())
+    monkeypatch.setenv("LYCHEE_MEMORY_GATE", str(gate))
+    monkeypatch.setenv("LYCHEE_PREFILL_THREADS", "2")
+    batch = SimpleNamespace(forward_mode=SimpleNamespace(is_extend=lambda: True), input_ids=torch.zeros(64))
+    with threads.torch_threads(1):
+        for _ in range(2):
+            assert threads.around_forward(lambda *_: torch.get_num_threads(), runner, batch) == 2
+            gate.unlink(missing_ok=True)
