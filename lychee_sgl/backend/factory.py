@@ -65,6 +65,8 @@ def _argument_refusals(args: Any) -> tuple[tuple[bool, str], ...]:
         (args.enable_streaming_session, "--enable-streaming-session"),
         # its requests never pass a prefill here, where budgets are read
         (args.disaggregation_mode == "decode", "--disaggregation-mode decode"),
+        # SGLang loads no plug-in in such workers, where budgets would be checked and answers get their account
+        (args.tokenizer_worker_num > 1, f"--tokenizer-worker-num {args.tokenizer_worker_num} (in this version: 1)"),
         (args.get_attention_backends()[1] != "lychee", "prefill alone: --decode-attention-backend has to be lychee"),
         (args.enable_torch_compile, "--enable-torch-compile"),
     )

@@ -155,6 +155,7 @@ def runner(**changes):
         "enable_streaming_session": False,
         "enable_torch_compile": False,
         "disaggregation_mode": "null",
+        "tokenizer_worker_num": 1,
         "backends": ("lychee", "lychee"),
     }
     layer = {"logit_cap": 0.0, "is_cross_attention": False, "v_head_dim": 128, "head_dim": 128}
@@ -233,6 +234,7 @@ def test_a_plain_model_is_served() -> None:
         ({"enable_streaming_session": True}, "--enable-streaming-session"),
         ({"enable_torch_compile": True}, "--enable-torch-compile"),
         ({"disaggregation_mode": "decode"}, "--disaggregation-mode decode"),
+        ({"tokenizer_worker_num": 2}, "--tokenizer-worker-num 2"),
         ({"backends": ("lychee", "flashinfer")}, "--decode-attention-backend has to be lychee"),
         ({"lychee": object()}, "a second attention backend"),
         ({"layer": {"logit_cap": 30.0}}, "a soft cap on attention logits"),
