@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +17,13 @@ OLDEST = (0, 5, 17)
 NEWEST = (0, 5, 23)
 
 
+@functools.cache
 def sglang_version() -> tuple[int, ...]:
-    """Gives the installed SGLang's version as numbers."""
-    return tuple(int(part) for part in version("sglang").split(".")[:3] if part.isdigit())
+    """Gives the installed SGLang's version as three numbers, whatever stands behind them (`rc1`, `.post1`).
+
+    Looked up once: a scheduler asks with every answer that ends.
+    """
+    return tuple(int(number) for number in re.findall(r"\d+", version("sglang"))[:3])
 
 
 def check_version() -> None:

@@ -27,6 +27,20 @@ def test_release_without_insertion(monkeypatch, version, args, kwargs, expected)
     assert compat.keep_out_of_radix_cache(args, kwargs) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [("0.5.17", (0, 5, 17)), ("0.5.18rc1", (0, 5, 18)), ("0.5.19.post1", (0, 5, 19)), ("0.5.20.dev3+g1a2", (0, 5, 20))],
+)
+def test_versions_that_are_no_plain_releases_are_not_too_old(monkeypatch, text, numbers) -> None:
+    monkeypatch.setattr(compat, "version", lambda name: text)
+    compat.sglang_version.cache_clear()
+    try:
+        assert compat.sglang_version() == numbers
+        compat.check_version()
+    finally:
+        compat.sglang_version.cache_clear()
+
+
 def test_only_requests_with_sparse_kv_are_kept_out() -> None:
     req, kept = SimpleNamespace(output_ids=[1, 2]), []
     tree = SimpleNamespace(cache_unfinished_req=kept.append)
