@@ -69,6 +69,8 @@ def _argument_refusals(args: Any) -> tuple[tuple[bool, str], ...]:
         (args.tokenizer_worker_num > 1, f"--tokenizer-worker-num {args.tokenizer_worker_num} (in this version: 1)"),
         (args.get_attention_backends()[1] != "lychee", "prefill alone: --decode-attention-backend has to be lychee"),
         (args.enable_torch_compile, "--enable-torch-compile"),
+        # how work is cut up follows the batch; SGLang says so itself unless another backend does the prefill
+        (args.enable_deterministic_inference, "--enable-deterministic-inference"),
     )
 
 
