@@ -254,8 +254,7 @@ def _with_field(answer: type[BaseModel]) -> type[BaseModel]:
     """Gives a class of answers one that has our object, too."""
     from pydantic import create_model
 
-    wider: type[BaseModel] = create_model(answer.__name__, __base__=answer, **{INFO_KEY: (dict[str, Any], ...)})
-    return wider
+    return create_model(answer.__name__, __base__=answer, lychee=(dict[str, Any], ...))
 
 
 def add_routes(server_args: Any, tokenizer_manager: Any, *args: Any, **kwargs: Any) -> None:

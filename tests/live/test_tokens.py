@@ -192,7 +192,19 @@ def test_everything_is_given_back(lychee: Client) -> None:
     assert lychee.metric("sglang:num_used_tokens") == 0
 
 
-@pytest.mark.parametrize("params", [{"lychee_budget": -1}, {"lychee_mode": "best"}, {"lychee_budgets": 3}], ids=str)
+def test_anthropics_protocol_on_top_of_chats_is_answered(lychee: Client) -> None:
+    body = {"model": "any", "max_tokens": 4, "messages": [{"role": "user", "content": "Say hello."}]}
+    response = lychee.http.post("/v1/messages", json=body)
+    assert response.status_code == 200, response.text
+    assert response.json()["type"] == "message"
+    assert response.json()["content"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"lychee_budget": -1}, {"lychee_mode": "best"}, {"lychee_mode": ["topk"]}, {"lychee_budgets": 3}],
+    ids=str,
+)
 def test_the_engine_itself_refuses_nonsense_and_lives_on(lychee: Client, params: dict[str, object]) -> None:
     body = {"input_ids": [1, 2, 3], "sampling_params": {"max_new_tokens": 2, "custom_params": params}}
     response = lychee.http.post("/generate", json=body)
