@@ -22,9 +22,13 @@ if TYPE_CHECKING:
 
 def refusals(server_args: Any, model_config: Any) -> list[tuple[bool, str]]:
     """Lists what an extend of our own would leave out, and whether it is so here."""
+    # with these, as with DP attention, ranks agree on a batch's tokens before it runs, and it is padded to them
+    exchange, dense_ranks = (getattr(server_args, name, None) for name in ("moe_a2a_backend", "moe_dense_tp_size"))
     return [
         (bool(getattr(server_args, "enable_lora", False)), "--enable-lora"),
         (bool(getattr(server_args, "enable_dp_attention", False)), "--enable-dp-attention"),
+        (exchange not in (None, "none"), f"--moe-a2a-backend {exchange}"),
+        (dense_ranks is not None, f"--moe-dense-tp-size {dense_ranks}"),
         (bool(getattr(model_config, "model_is_mrope", False)), "a model with rotary positions of several axes"),
     ]
 

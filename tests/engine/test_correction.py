@@ -279,6 +279,10 @@ def test_what_an_extend_of_our_own_would_leave_out_is_refused(monkeypatch: pytes
     assert not any(refused for refused, _ in refusals(SimpleNamespace(), model))
     args = SimpleNamespace(enable_lora=True)
     assert [what for refused, what in refusals(args, model) if refused] == ["--enable-lora"]
+    padded = SimpleNamespace(moe_a2a_backend="deepep", moe_dense_tp_size=1)
+    expected = ["--moe-a2a-backend deepep", "--moe-dense-tp-size 1"]
+    assert [what for refused, what in refusals(padded, model) if refused] == expected
+    assert not any(refused for refused, _ in refusals(SimpleNamespace(moe_a2a_backend="none"), model))
     monkeypatch.setenv("LYCHEE_CACHE_CORRECTION", "32")
     monkeypatch.setattr(hooks, "missing", list)
     monkeypatch.setattr(factory, "check_server_args", lambda _: None)
