@@ -78,6 +78,10 @@ def test_the_report_adds_up_what_was_read_and_held() -> None:
     assert [line in SUMMED for line in Report] == [True, True, False, False, False]
     assert shared[Report.RECALL].tolist()[::2] == pytest.approx([0.35, 0.5], abs=1e-6)
     assert shared[Report.ATTENDED].tolist() == [row[Report.ATTENDED] for row in report]
+    # a plan without sparse heads: nothing's recall was measured, which is not a recall of nothing
+    whole = report_step(plan, work, SHAPE, torch.zeros(2, dtype=torch.int64, device=DEVICE), retrieval=4, batch=3)
+    assert whole[Report.ATTENDED].tolist() == [400, 200, 240]
+    assert whole[Report.RECALL].isnan().all()
 
 
 @pytest.mark.parametrize(("entry", "share"), [(2, 0.01), (1, 0.011)])

@@ -73,7 +73,9 @@ def _report_kernel(  # type: ignore[no-untyped-def]
     batch = tl.num_programs(0)
     out = out_ptr + b
     tl.store(out, attended.to(tl.float64))
-    recall = tl.where(audit != 0, mass / tl.maximum(sparse_queries, 1), float("nan"))
+    # a plan without sparse heads has nothing whose recall could be measured
+    measured = (audit != 0) & (sparse_queries > 0)
+    recall = tl.where(measured, mass / tl.maximum(sparse_queries, 1), float("nan"))
     tl.store(out + batch, recall.to(tl.float64))
     tl.store(out + 2 * batch, tl.load(row + 9).to(tl.float64))
     tl.store(out + 3 * batch, tl.load(row + 10).to(tl.float64))
