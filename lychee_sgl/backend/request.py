@@ -64,7 +64,7 @@ class BudgetRequest:
             raise ValueError(
                 f"lychee_budget is {budget!r}, allowed: a whole number from 1 to {context_window}, 'dense' or 'auto'"
             )
-        if mode is not None and not (isinstance(mode, str) and mode in MODES):
+        if mode is not None and mode not in [*MODES]:  # a list: what has no hash is asked for, too
             raise ValueError(f"lychee_mode is {mode!r}, allowed: {', '.join(MODES)}")
         if budget == "dense" and mode is not None:
             raise ValueError(f"lychee_mode is {mode!r}, not allowed with lychee_budget 'dense'")
@@ -93,7 +93,7 @@ def _check_value(mode: str | None, value: Any) -> None:
 
 
 def _check_policy(policy: Any, seed: Any, budget: Any, mode: str | None, *, rivals: bool) -> None:
-    if policy is not None and not (isinstance(policy, str) and policy in POLICIES):
+    if policy is not None and policy not in [*POLICIES]:
         raise ValueError(f"lychee_policy is {policy!r}, allowed: {', '.join(POLICIES)}")
     rival = policy not in (None, "plan")
     if rival and not rivals:
