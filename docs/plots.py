@@ -1,14 +1,17 @@
-"""Draws the GPU's measurements: `python docs/plots.py` writes docs/images/gpu.png and policies.png."""
+"""Draws measurements: `python docs/plots.py` writes docs/images/gpu.png, policies.png and documents.png."""
 
 from __future__ import annotations
 
 import io
 import json
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import IO, Any
 
 from matplotlib.figure import Figure
 from PIL import Image
+
+from lychee_sgl.bench.memory_report import plot
 
 DOCS = Path(__file__).parent
 KERNELS = {
@@ -87,12 +90,15 @@ def _policies(axes: Any, record: dict[str, Any]) -> None:
 
 
 def _saved(figure: Figure, name: str) -> None:
-    """As few colours as pictures of this kind have."""
     with io.BytesIO() as raw:
         figure.savefig(raw, dpi=110, format="png")
-        Image.open(raw).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(
-            DOCS / "images" / name, optimize=True
-        )
+        _small(raw, name)
+
+
+def _small(picture: IO[bytes] | Path, name: str) -> None:
+    """As few colours as pictures of this kind have."""
+    shown = Image.open(picture).convert("RGB")
+    shown.quantize(64, dither=Image.Dither.NONE).save(DOCS / "images" / name, optimize=True)
 
 
 def main() -> None:
@@ -111,6 +117,11 @@ def main() -> None:
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     _saved(figure, "gpu.png")
+    read = [json.loads((DOCS / "measurements" / f"memory-{name}.json").read_text()) for name in ("long", "million")]
+    with TemporaryDirectory() as folder:
+        drawn = Path(folder) / "documents.png"
+        plot([cell for record in read for cell in record["cells"]], drawn)
+        _small(drawn, drawn.name)
 
 
 if __name__ == "__main__":

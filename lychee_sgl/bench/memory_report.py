@@ -68,27 +68,36 @@ def plot(records: Sequence[dict[str, Any]], path: Path) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FormatStrFormatter
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     accuracy, seconds, memory = figure.subplots(1, 3)
     every = [record for record in records if record["kind"] == "all"]
-    for method in dict.fromkeys(record["method"] for record in every):
+    lengths = sorted({record["tokens"] for record in every})
+    for place, method in enumerate(dict.fromkeys(record["method"] for record in every)):
         of_method = [record for record in every if record["method"] == method]
+        look: dict[str, Any] = {"color": f"C{place}", "marker": "o", "label": method}
         x = [record["tokens"] for record in of_method]
         y = [record["accuracy"] for record in of_method]
         below = [record["accuracy"] - record["interval"][0] for record in of_method]
         above = [record["interval"][1] - record["accuracy"] for record in of_method]
-        accuracy.errorbar(x, y, yerr=[below, above], marker="o", capsize=3, label=method)
+        accuracy.errorbar(x, y, yerr=[below, above], capsize=3, **look)
         for key, style in (("first_seconds", "-"), ("later_seconds", "--")):
             timed = [(record["tokens"], record[key]) for record in of_method if record[key]]
-            seconds.plot([a for a, _ in timed], [b for _, b in timed], style, marker="o", label=f"{method}, {key[:5]}")
+            label = method if style == "-" else "_"  # dashes are told in the title
+            seconds.plot([a for a, _ in timed], [b for _, b in timed], style, **{**look, "label": label})
         held = [(record["tokens"], record["peak_gib"]) for record in of_method if record["peak_gib"] is not None]
-        memory.plot([a for a, _ in held], [b for _, b in held], marker="o", label=method)
-    for axes, title in ((accuracy, "right answers"), (seconds, "seconds to an answer"), (memory, "peak memory, GiB")):
+        memory.plot([a for a, _ in held], [b for _, b in held], **look)
+    titles = ("right answers", "seconds to a first answer, dashed to later ones", "peak memory, GiB")
+    for axes, title in zip((accuracy, seconds, memory), titles, strict=True):
         axes.set(title=title, xlabel="tokens of the document", xscale="log")
-        axes.legend(fontsize=7)
+        axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+        axes.set_xticks([], minor=True)
     seconds.set(yscale="log")
-    for axes in (accuracy, memory):
-        axes.set(ylim=(0, None))
+    seconds.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    seconds.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
+    accuracy.set(ylim=(-0.03, 1.03))
+    memory.set(ylim=(0, 1.2 * max((record["peak_gib"] or 0.0 for record in every), default=1.0) or 1.0))
+    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=len(every), frameon=False)
     figure.savefig(path, dpi=120)

@@ -132,7 +132,7 @@ class Reader:
             async for progress in reading:
                 yield progress
         behind = [block for block in blocks if scan.passed.get(block.index, scan.memory) != scan.memory]
-        if behind and (self._asks_freely() or await self._absent(asker, scan.memory)):
+        if behind and await self._absent(asker, scan.memory):
             report.second_pass = True
             async with contextlib.aclosing(self._scan(runner, scan, behind, "again")) as reading:
                 async for progress in reading:
@@ -157,10 +157,6 @@ class Reader:
             )
         check_fits(self._settings, window=self._model.window, frame=asker.frame_tokens)
         return asker
-
-    def _asks_freely(self) -> bool:
-        """Whether a gate looks at blocks without the model: then a second look costs what it accepts, and no draft."""
-        return self._settings.gate is not None and not self._settings.gate.needs_gain
 
     async def _absent(self, asker: Asker, memory: Memory) -> bool:
         """Whether the notes do not answer the question."""
