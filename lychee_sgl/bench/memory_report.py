@@ -68,7 +68,7 @@ def plot(records: Sequence[dict[str, Any]], path: Path) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FormatStrFormatter
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -96,7 +96,8 @@ def plot(records: Sequence[dict[str, Any]], path: Path) -> None:
         axes.set_xticks([], minor=True)
     seconds.set(yscale="log")
     seconds.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    seconds.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
+    seconds.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    seconds.yaxis.set_minor_formatter(NullFormatter())
     accuracy.set(ylim=(-0.03, 1.03))
     memory.set(ylim=(0, 1.2 * max((record["peak_gib"] or 0.0 for record in every), default=1.0) or 1.0))
     figure.legend(*accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=len(every), frameon=False)
