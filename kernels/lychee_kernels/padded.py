@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -63,16 +63,89 @@ def parts_of(kv_indptr: torch.Tensor, kv_indices: torch.Tensor, entry: int) -> l
     return found
 
 
-def entries(buffer: torch.Tensor, slots: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
-    """Entries of a pool, [*slots, H, D]; those of eight bits travel as bytes, which can be indexed anywhere."""
+class Entries(Protocol):
+    """Keys and values of a part's rows in one layer, wherever they lie."""
+
+    def scores(self, q: torch.Tensor, sm_scale: float) -> torch.Tensor:
+        """Scaled scores of queries [b, H, G, D]: [b, H, G, n], -inf where a row has no token."""
+
+    def summed(self, weights: torch.Tensor) -> torch.Tensor:
+        """Sums of the values by weights [b, H, G, n], zero where a row has no token: [b, H, G, D]."""
+
+    def page_bounds(self, q: torch.Tensor, page: int, sm_scale: float) -> torch.Tensor:
+        """The largest score that a key within the least and largest numbers of a page's keys could have.
+
+        Args:
+            q: [b, H, G, D].
+            page: positions of a page; the last one of a row may have fewer.
+            sm_scale: factor of the scores.
+
+        Returns:
+            [b, H, G, ceil(n / page)], -inf where a row has no token in a page.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class LaidEntries:
+    """`Entries` in torch, laid beside each other in the dtype that is computed in; keys and values are [b, n, H, D]."""
+
+    part: Part
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def scores(self, q: torch.Tensor, sm_scale: float) -> torch.Tensor:
+        """See `Entries.scores`."""
+        found = torch.einsum("bhgd,bnhd->bhgn", q, self.keys) * sm_scale
+        return found.masked_fill(~self.part.real[:, None, None], -torch.inf)
+
+    def summed(self, weights: torch.Tensor) -> torch.Tensor:
+        """See `Entries.summed`."""
+        return torch.einsum("bhgn,bnhd->bhgd", weights, self.values)
+
+    def page_bounds(self, q: torch.Tensor, page: int, sm_scale: float) -> torch.Tensor:
+        """See `Entries.page_bounds`."""
+        rows, length, *entry = self.keys.shape
+        missing = -length % page
+        pages = torch.nn.functional.pad(self.part.real, (0, missing)).view(rows, -1, page)
+
+        def extreme(fill: float) -> torch.Tensor:
+            known = self.keys.masked_fill(~self.part.real[..., None, None], fill)
+            padded = torch.nn.functional.pad(known, (0, 0, 0, 0, 0, missing), value=fill).view(rows, -1, page, *entry)
+            found = padded.amin(2) if fill > 0 else padded.amax(2)
+            return found.masked_fill(~pages.any(2)[..., None, None], 0.0)
+
+        low, high = extreme(torch.inf), extreme(-torch.inf)
+        # the larger of q_d * min and q_d * max is q_d's positive part times max plus its negative part times min
+        found = torch.einsum("bhgd,bphd->bhgp", q.clamp(min=0), high)
+        found += torch.einsum("bhgd,bphd->bhgp", q.clamp(max=0), low)
+        return (found * sm_scale).masked_fill(~pages.any(2)[:, None, None], -torch.inf)
+
+
+def entries_of(
+    part: Part,
+    k_buffer: torch.Tensor,
+    v_buffer: torch.Tensor,
+    dtype: torch.dtype,
+    *,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+) -> Entries:
+    """Entries of a pool, buffers [slots, H, D], for computing in a dtype.
+
+    A GPU's pool is read in place; one of eight bits, and float64, go through torch.
+    """
+    if k_buffer.is_cuda and k_buffer.itemsize > 1 and dtype == torch.float32:
+        from lychee_kernels.padded_triton import PoolEntries
+
+        return PoolEntries(part, k_buffer, v_buffer, k_scale, v_scale)
+    return LaidEntries(part, _laid(k_buffer, part.slots, k_scale, dtype), _laid(v_buffer, part.slots, v_scale, dtype))
+
+
+def _laid(buffer: torch.Tensor, slots: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
+    """Entries [*slots, H, D]; those of eight bits travel as bytes, which can be indexed anywhere."""
     raw = buffer.view(torch.uint8) if buffer.itemsize == 1 else buffer
-    return raw[slots].view(buffer.dtype).to(dtype) * scale
-
-
-def scores_of(part: Part, q: torch.Tensor, keys: torch.Tensor, sm_scale: float) -> torch.Tensor:
-    """Scaled scores, q [b, H, G, D] over keys [b, n, H, D]: [b, H, G, n], -inf where a row has no token."""
-    found = torch.einsum("bhgd,bnhd->bhgn", q, keys) * sm_scale
-    return found.masked_fill(~part.real[:, None, None], -torch.inf)
+    laid = raw[slots].view(buffer.dtype).to(dtype)
+    return laid if scale == 1.0 else laid * scale
 
 
 @lru_cache(maxsize=4096)
@@ -125,7 +198,7 @@ class Sums:
         self,
         part: Part,
         scores: torch.Tensor,
-        values: torch.Tensor,
+        entries: Entries,
         allowed: torch.Tensor,
         sparse: torch.Tensor,
         rows: DecodeRows,
@@ -135,7 +208,7 @@ class Sums:
         Args:
             part: the rows.
             scores: [b, H, G, n], of all their positions.
-            values: [b, n, H, D].
+            entries: theirs.
             allowed: bool [b, H, n], what each head reads; all of it in a row that is dense.
             sparse: bool [H], whose recall is measured in rows that are audited and not dense.
             rows: of the whole batch.
@@ -145,7 +218,7 @@ class Sums:
         lse = read.logsumexp(-1)
         # a head that reads nothing has no largest score to subtract: its weights are then exp(-inf)
         weights = (read - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp()
-        self.out[here] = torch.einsum("bhgn,bnhd->bhgd", weights, values)
+        self.out[here] = entries.summed(weights)
         self.lse[here] = lse
         self.attended[here] = allowed.sum((1, 2))
         counted = sparse & (rows.audit & ~rows.dense)[here, None]

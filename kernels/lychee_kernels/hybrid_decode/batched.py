@@ -8,7 +8,7 @@ import torch
 
 from lychee_kernels.hybrid_decode.api import HybridDecode
 from lychee_kernels.layout import DecodeRows, LayerHeads, Mode, TokenSets
-from lychee_kernels.padded import Part, Sums, entries, keep, members, on_device, parts_of, scores_of
+from lychee_kernels.padded import Part, Sums, entries_of, keep, members, on_device, parts_of
 from lychee_kernels.select_tokens.batched import choose, row_bounds
 from lychee_kernels.select_tokens.reference import select_row
 
@@ -77,10 +77,9 @@ def hybrid_decode(
     grouped = grouped_queries(q, k_buffer.shape[1])
     sums = Sums.empty(grouped)
     for part in parts or parts_of(kv_indptr, kv_indices, k_buffer.shape[1] * k_buffer.shape[2]):
-        keys = entries(k_buffer, part.slots, k_scale, grouped.dtype)
-        values = entries(v_buffer, part.slots, v_scale, grouped.dtype)
-        scores = scores_of(part, grouped[part.rows], keys, sm_scale)
-        sums.add(part, scores, values, *handed_down(part, heads, sets, rows), rows)
+        entries = entries_of(part, k_buffer, v_buffer, grouped.dtype, k_scale=k_scale, v_scale=v_scale)
+        scores = entries.scores(grouped[part.rows], sm_scale)
+        sums.add(part, scores, entries, *handed_down(part, heads, sets, rows), rows)
         if max(heads.writes) >= 0:
             _select(part, scores.softmax(-1).mean(2), heads, sets, rows)
     return decoded(sums, q)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lychee_kernels.hybrid_decode.batched import decoded, grouped_queries, hand_down, handed_down
-from lychee_kernels.padded import Sums, entries, on_device, parts_of, scores_of
+from lychee_kernels.padded import Sums, entries_of, on_device, parts_of
 from lychee_kernels.policies.api import BLOCK, PAGE, Policy, PolicyRows
 from lychee_kernels.policies.reference import mixed
 from lychee_kernels.select_tokens.batched import choose, row_bounds
@@ -17,27 +17,15 @@ if TYPE_CHECKING:
 
     from lychee_kernels.hybrid_decode import HybridDecode
     from lychee_kernels.layout import DecodeRows, LayerHeads, TokenSets
-    from lychee_kernels.padded import Part
+    from lychee_kernels.padded import Entries, Part
 
 _WORD = 0xFFFFFFFF
 
 
-def page_scores(part: Part, q: torch.Tensor, keys: torch.Tensor, sm_scale: float) -> torch.Tensor:
-    """Bounds of the pages as weights of their positions, q [b, H, G, D] over keys [b, n, H, D]: [b, H, n]."""
-    rows, length, *entry = keys.shape
-    missing = -length % PAGE
-    pages = torch.nn.functional.pad(part.real, (0, missing)).view(rows, -1, PAGE)
-
-    def extreme(fill: float) -> torch.Tensor:
-        known = keys.masked_fill(~part.real[..., None, None], fill)
-        padded = torch.nn.functional.pad(known, (0, 0, 0, 0, 0, missing), value=fill).view(rows, -1, PAGE, *entry)
-        found = padded.amin(2) if fill > 0 else padded.amax(2)
-        return found.masked_fill(~pages.any(2)[..., None, None], 0.0)
-
-    low, high = extreme(torch.inf), extreme(-torch.inf)
-    found = torch.einsum("bhgd,bphd->bhgp", q.clamp(min=0), high) + torch.einsum("bhgd,bphd->bhgp", q.clamp(max=0), low)
-    found = (found * sm_scale).masked_fill(~pages.any(2)[:, None, None], -torch.inf)
-    return found.softmax(-1).mean(2).repeat_interleave(PAGE, -1)[..., :length]
+def page_scores(entries: Entries, q: torch.Tensor, positions: int, sm_scale: float) -> torch.Tensor:
+    """Bounds of the pages as weights of their positions, q [b, H, G, D]: [b, H, positions]."""
+    found = entries.page_bounds(q, PAGE, sm_scale)
+    return found.softmax(-1).mean(2).repeat_interleave(PAGE, -1)[..., :positions]
 
 
 def random_scores(seeds: torch.Tensor, part: Part, layer: int, heads: range) -> torch.Tensor:
@@ -58,7 +46,7 @@ def block_scores(weights: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
 
 
 def _scores(
-    policy: PolicyRows, part: Part, q: torch.Tensor, keys: torch.Tensor, scores: torch.Tensor, sm_scale: float
+    policy: PolicyRows, part: Part, q: torch.Tensor, entries: Entries, scores: torch.Tensor, sm_scale: float
 ) -> torch.Tensor:
     """What a policy in which every head chooses weighs positions by, [b, H, n]; scores [b, H, G, n]."""
     match policy.policy:
@@ -69,7 +57,7 @@ def _scores(
             heads = range(policy.first_head, policy.first_head + q.shape[1])
             return random_scores(seeds, part, policy.layer, heads)
         case Policy.QUEST:
-            return page_scores(part, q, keys, sm_scale)
+            return page_scores(entries, q, scores.shape[3], sm_scale)
         case _:
             return scores.softmax(-1).mean(2)
 
@@ -100,10 +88,10 @@ def policy_decode(
     beside = torch.zeros_like(sums.attended)
     for part in parts or parts_of(kv_indptr, kv_indices, kv_heads * k_buffer.shape[2]):
         here, mine = part.rows, grouped[part.rows]
-        keys, values = (entries(buffer, part.slots, 1.0, grouped.dtype) for buffer in (k_buffer, v_buffer))
-        scores = scores_of(part, mine, keys, sm_scale)
+        entries = entries_of(part, k_buffer, v_buffer, grouped.dtype)
+        scores = entries.scores(mine, sm_scale)
         if policy.policy.by_plan:
-            sums.add(part, scores, values, *handed_down(part, heads, sets, rows), rows)
+            sums.add(part, scores, entries, *handed_down(part, heads, sets, rows), rows)
             if max(heads.writes) >= 0:
                 sized = row_bounds(rows, here, part.lengths, scores.shape[3], most=0)
                 hand_down(part, block_scores(scores.softmax(-1).mean(2), sized.kept), heads, sets, rows)
@@ -112,11 +100,11 @@ def policy_decode(
         allowed = part.real[:, None].expand(-1, kv_heads, -1)
         if not everything:
             sized = row_bounds(rows, here, part.lengths, scores.shape[3], most=most)
-            chosen = choose(_scores(policy, part, mine, keys, scores, sm_scale), sized)
+            chosen = choose(_scores(policy, part, mine, entries, scores, sm_scale), sized)
             allowed = allowed & (chosen | rows.dense[here, None, None])
             if policy.policy is Policy.QUEST:
                 pages = -(-part.lengths // PAGE) * kv_heads
                 beside[here] = pages.masked_fill(rows.dense[here], 0)
-        sums.add(part, scores, values, allowed, sparse, rows)
+        sums.add(part, scores, entries, allowed, sparse, rows)
     sums.attended += beside
     return decoded(sums, q)
