@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
+    from types import ModuleType
 
 _WORD = r"(?u)\w+"
 
@@ -22,10 +25,7 @@ def rank(texts: Sequence[str], query: str, count: int) -> list[int]:
     Returns:
         Indexes of `texts`; texts that share no word are left out.
     """
-    import bm25s
-
-    # it logs every index that it builds, past the level of the program's own log
-    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    bm25s = _bm25s()
     words = bm25s.tokenize([*texts, query], token_pattern=_WORD, stopwords=None, return_ids=False, show_progress=False)
     asked = [sorted(set(words[-1]))]
     if not texts or not asked[0] or not any(words[:-1]):
@@ -46,9 +46,7 @@ def best_scores(texts: Sequence[str], queries: Sequence[Collection[str]]) -> lis
     Returns:
         A score for each query; 0 where no text shares a word with it.
     """
-    import bm25s
-
-    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    bm25s = _bm25s()
     words = bm25s.tokenize([*texts], token_pattern=_WORD, stopwords=None, return_ids=False, show_progress=False)
     if not any(words):
         return [0.0] * len(queries)
@@ -57,3 +55,26 @@ def best_scores(texts: Sequence[str], queries: Sequence[Collection[str]]) -> lis
     there = {word for text in words for word in text}
     known = [sorted(there.intersection(query)) for query in queries]
     return [float(index.get_scores(query).max()) if query else 0.0 for query in known]
+
+
+def _bm25s() -> ModuleType:
+    # it starts jax where that is installed, which takes most of a GPU's memory from the engine; numpy does as well here
+    with _without("jax") if "bm25s" not in sys.modules else contextlib.nullcontext():
+        import bm25s
+    # it logs every index that it builds, past the level of the program's own log
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    module: ModuleType = bm25s
+    return module
+
+
+@contextlib.contextmanager
+def _without(name: str) -> Iterator[None]:
+    """Lets the import of a module that is not loaded yet fail, for the time of a block."""
+    loaded = name in sys.modules
+    if not loaded:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if not loaded:
+            del sys.modules[name]
