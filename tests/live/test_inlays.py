@@ -47,7 +47,7 @@ def engine() -> Iterator[Any]:
             attention_backend="lychee",
             chunked_prefill_size=256,
             max_total_tokens=16384,
-            **({"mem_fraction_static": 0.3} if gpu else {"device": "cpu"}),
+            **({"mem_fraction_static": 0.9} if gpu else {"device": "cpu"}),
         )
         yield started
         started.shutdown()
