@@ -1,4 +1,4 @@
-"""Draws measurements: `python docs/plots.py` writes docs/images/gpu.png, policies.png and documents.png."""
+"""Draws measurements: `python docs/plots.py` writes gpu, policies, documents and compressor.png in docs/images."""
 
 from __future__ import annotations
 
@@ -89,6 +89,36 @@ def _policies(axes: Any, record: dict[str, Any]) -> None:
     axes.set_xlabel("points against dense, tasks that dense can do; 95% intervals", fontsize=8)
 
 
+def _kept(axes: Any, record: dict[str, Any], score: str, title: str) -> None:
+    """What is kept of held-out texts, by ratio."""
+    judged = record["evaluation"]
+    ratios = [int(ratio) for ratio in judged["ratios"]]
+    for arm, colour in zip(("trained", "untrained", "truncation"), (COLOURS[0], COLOURS[1], COLOURS[2]), strict=True):
+        shares = [100 * arms[arm][score][0] for arms in judged["ratios"].values()]
+        axes.plot(ratios, shares, "o-", color=colour, markersize=4, label=arm)
+    for bound, style in (("whole", "--"), ("nothing", ":")):
+        axes.axhline(100 * judged["bounds"][bound][score][0], color="#555", linewidth=0.8, linestyle=style)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ratios, [str(ratio) for ratio in ratios])
+    axes.set_ylim(-3, 103)
+    axes.set_xlabel("tokens an embedding stands for", fontsize=8)
+    axes.set_title(f"{title}, %", fontsize=9)
+
+
+def _reinforced(axes: Any, record: dict[str, Any]) -> None:
+    """Right answers before and after, a line for each seed."""
+    for run in record["reinforcement"]:
+        (before,), (after,) = (list(run[key].values()) for key in ("before", "after"))
+        shares = [100 * before["all"][0], 100 * after["all"][0]]
+        axes.plot([0, 1], shares, "o-", color=COLOURS[2] if run["direct"] else COLOURS[0], markersize=4)
+    for name, colour in (("behind gates", COLOURS[0]), ("added up directly", COLOURS[2])):
+        axes.plot([], [], "o-", color=colour, markersize=4, label=name)
+    axes.set_xticks([0, 1], ["before", "after"])
+    axes.set_xlim(-0.3, 1.3)
+    axes.set_ylim(bottom=0)
+    axes.set_title("questions answered at ratio 2, %", fontsize=9)
+
+
 def _saved(figure: Figure, name: str) -> None:
     with io.BytesIO() as raw:
         figure.savefig(raw, dpi=110, format="png")
@@ -117,6 +147,17 @@ def main() -> None:
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     _saved(figure, "gpu.png")
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    panels = figure.subplots(1, 3)
+    record = json.loads((DOCS / "measurements" / "compressor.json").read_text(encoding="utf-8"))
+    _kept(panels[0], record, "token_accuracy", "tokens reconstructed")
+    _kept(panels[1], record, "answers", "questions answered")
+    _reinforced(panels[2], record)
+    for axes in panels:
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize=7, frameon=False, loc="best")
+    _saved(figure, "compressor.png")
     read = [json.loads((DOCS / "measurements" / f"memory-{name}.json").read_text()) for name in ("long", "million")]
     with TemporaryDirectory() as folder:
         drawn = Path(folder) / "documents.png"

@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from table_text import MEASUREMENTS, ROOT, Record
+from tables_compressor import compressor, reinforcement
 from tables_cpu import cpu_speed, demo, gateway, questions, recall_hold, start
 from tables_eval import drift, eval_gate, recall_heads
 from tables_gpu import gpu_attention, gpu_engine, gpu_engine_more, gpu_ranks
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+_ROOMS = ("heads", "eval", "memory", "compressor")
 PAGES = tuple(
     ROOT / folder / "README.md"
-    for folder in (".", "server", "kernels", "lychee_sgl/heads", "lychee_sgl/eval", "lychee_sgl/memory", "deploy")
+    for folder in (".", "server", "kernels", "deploy", *(f"lychee_sgl/{room}" for room in _ROOMS))
 )
 SECTION = re.compile(r"(?<=<!-- table: )(?P<name>[\w-]+) -->\n.*?(?=<!-- end -->)", re.DOTALL)
 
@@ -53,6 +55,11 @@ TABLES: dict[str, tuple[str, Callable[[Record, str], str]]] = {
     "memory-long": ("memory-long.json", memory_lengths),
     "memory-million": ("memory-million.json", memory_lengths),
     "memory-second": ("memory-second.json", memory_lengths),
+    "memory-gpu": ("memory-gpu.json", memory_lengths),
+    "memory-gpu-million": ("memory-gpu-million.json", memory_lengths),
+    "memory-compressed": ("memory-compressed.json", memory_lengths),
+    "compressor": ("compressor.json", compressor),
+    "reinforcement": ("compressor.json", reinforcement),
     "router-engines": ("router-engines.json", router_engines),
     "gpu-tp2": ("gpu-tp2.json", gpu_ranks),
 }

@@ -16,6 +16,7 @@ _METHODS = {
     "text-gate": "read with the gate",
     "text-oracle": "read with an oracle gate",
     "compressed": "read compressed",
+    "compressed-gate": "read compressed, with the gate",
     "retrieval": "retrieval",
     "truncation": "truncation",
 }
@@ -114,10 +115,12 @@ def memory_lengths(record: Record, file: str) -> str:
         "first question",
         "later ones",
     )
+    # on a CPU `origin` says it
+    device = f"{record['device']}; " if "NVIDIA" in record["device"] else ""
     count = f"{plan['documents']} documents" if plan["documents"] > 1 else "One document"
     return (
         f"{count} of each length, three questions each, blocks of {plan['chunk']:,} tokens and notes of "
         f"{plan['working_memory']:,}; medians of the seconds, peak memory of the engine's processes:\n\n"
         f"{markdown((*head, 'memory'), rows, left=2)}\n"
-        f"{origin(record, file, _FOLDER)}"
+        f"{device}{origin(record, file, _FOLDER)}"
     )

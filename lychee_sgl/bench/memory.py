@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from lychee_sgl.bench.memory_tasks import Asked, Document
     from lychee_sgl.heads.haystack import Haystack
 
-READING: Final = ("text", "text-gate", "text-oracle", "compressed")
-"""Read block by block: all of them, those that the engine's gate accepts, those that hold a needed fact; all of them,
-compressed."""
+READING: Final = ("text", "text-gate", "text-oracle", "compressed", "compressed-gate")
+"""Read block by block: all of them, those that the engine's gate accepts, those that hold a needed fact;
+compressed, all of them and those that the gate accepts."""
+GATED: Final = ("text-gate", "compressed-gate")
+COMPRESSED: Final = ("compressed", "compressed-gate")
 METHODS: Final = (*READING, "retrieval", "truncation")
 ANSWER_SECONDS: Final = 7 * 24 * 3600.0
 _PASSAGE_TOKENS: Final = 256
@@ -266,14 +268,14 @@ class Bench:
     def _read(
         self, document: Document, asked: Asked, method: str, say: Callable[[str], None]
     ) -> tuple[str, int, dict[str, Any]]:
-        mode = "compressed" if method == "compressed" else "text"
+        mode = "compressed" if method in COMPRESSED else "text"
         params: dict[str, Any] = {"lychee_memory": mode, "lychee_chunk": self._plan.chunk}
         params["lychee_working_memory"] = self._plan.working_memory
         if mode == "compressed":
             params["lychee_ratio"] = self._plan.ratio
         if method == "text-oracle":
             params["lychee_gate"] = list(asked.needed)
-        elif method != "text-gate" and self._plan.gate is not None:
+        elif method not in GATED and self._plan.gate is not None:
             params["lychee_gate"] = "off"
         body = {**self._body([document.text, asked.question]), "stream": True, "custom_params": params}
         body["stream_options"] = {"include_usage": True}

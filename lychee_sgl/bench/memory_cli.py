@@ -28,14 +28,17 @@ def memory(
     methods: Annotated[
         str,
         typer.Option(
-            help="With commas; also compressed (with --compressor, or a model that has its own), text-gate (with "
-            "--gate) and text-oracle, a gate that knows the facts."
+            help="With commas; also compressed (with --compressor, or a model that has its own), text-gate and "
+            "compressed-gate (with --gate), and text-oracle, a gate that knows the facts."
         ),
     ] = "text,retrieval,truncation",
     chunk: Annotated[int, typer.Option(min=64, help="Most tokens of a block.")] = 4096,
     working_memory: Annotated[int, typer.Option(min=32, help="Most tokens of the notes.")] = 1024,
     gate: Annotated[
-        str | None, typer.Option(help="Gate of text-gate: a least gain, a gate file or the name of a shipped gate.")
+        str | None,
+        typer.Option(
+            help="Gate of the methods that have one: a least gain, a gate file or the name of a shipped gate."
+        ),
     ] = None,
     compressor: Annotated[
         Path | None,
@@ -79,9 +82,11 @@ def memory(
         given = None if haystack is None else file_haystack(haystack)
         with _engine(engine_url, model, engine_arg or [], gate, compressor, accelerator=accelerator) as address:
             name, own_gate = room.served(address)
-            if own_gate is None and "text-gate" in wanted:
+            if own_gate is None and _gated(wanted):
                 raise room.MemoryBenchError(f"{address} has no gate (LYCHEE_MEMORY_GATE)")
-            compressing = room.served_compressor(address, ratio) if "compressed" in wanted else (None, None)
+            compressing = (
+                room.served_compressor(address, ratio) if set(room.COMPRESSED).intersection(wanted) else (None, None)
+            )
             text = built_in() if given is None else given
             plan = room.Plan(
                 lengths=sizes,
@@ -123,13 +128,20 @@ def _sizes(lengths: str) -> tuple[int, ...]:
     return sizes
 
 
+def _gated(methods: Sequence[str]) -> bool:
+    from lychee_sgl.bench.memory import GATED
+
+    return bool(set(GATED).intersection(methods))
+
+
 def _check_gate(gate: str | None, methods: Sequence[str], url: str | None) -> None:
     from lychee_sgl.memory.gate import GateError, load
 
     if url is not None and gate is not None:
         raise ValueError("--gate is for an engine that is started; a running one has LYCHEE_MEMORY_GATE")
-    if url is None and (gate is None) is ("text-gate" in methods):
-        raise ValueError(f"--gate is {gate}; allowed: a gate with text-gate among --methods, and only then")
+    if url is None and (gate is None) is _gated(methods):
+        allowed = "a gate with text-gate or compressed-gate among --methods, and only then"
+        raise ValueError(f"--gate is {gate}; allowed: {allowed}")
     try:
         if gate is not None:
             load(gate)

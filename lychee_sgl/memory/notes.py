@@ -97,6 +97,14 @@ def passages(reply: str, block: str) -> list[tuple[int, int]]:
     return merged
 
 
+def begins_a_quote(reply: str, block: str) -> bool:
+    """Whether a reply that goes on may quote a block: it does already, or leads to it with a colon, or is too short."""
+    lines = [line.strip() for line in reply.splitlines() if line.strip()]
+    if not lines or len(lines[-1]) < _SHORTEST or any(line.endswith(":") for line in lines):
+        return True
+    return bool(passages(reply, block))
+
+
 def sentences(block: str) -> list[tuple[int, int]]:
     """Start and end of a block's sentences, without the shortest; longer ones than a note may be are cut."""
     ends = [*(cut.span() for cut in _SENTENCE_END.finditer(block)), (len(block), len(block))]

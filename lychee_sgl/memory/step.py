@@ -11,11 +11,11 @@ from lychee_sgl.memory import prompts
 from lychee_sgl.memory.bank import key_of
 from lychee_sgl.memory.gate_features import Evidence
 from lychee_sgl.memory.model import ModelFailed
-from lychee_sgl.memory.notes import Note, passages, sentences
+from lychee_sgl.memory.notes import Note, begins_a_quote, passages, sentences
 from lychee_sgl.memory.retrieval import rank
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from lychee_sgl.memory.bank import Bank
     from lychee_sgl.memory.blocks import BlockBank, Compressed
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _PAUSE_SECONDS: Final = 0.2
+_FIRST_TOKENS: Final = 16
+"""Of an answer about a block, after which it has to look like a quote."""
 
 
 class BlockFailed(RuntimeError):
@@ -90,6 +92,7 @@ class Asker:
         # behind the question stands what the template closes with, which is not scored
         self._closing = len(prompts.frame(model, "").tail)
         self._plain: dict[str, tuple[float, ...]] = {}
+        self._scoring = asyncio.Lock()
 
     async def generate(
         self,
@@ -177,12 +180,13 @@ class Asker:
         last = -self._closing if self._closing else None
         behind = frame.around(context)
         reply = await self.generate(behind, 1, len(behind) - len(frame.tail), inlay=frame.inlay(context))
-        if notes not in self._plain:
-            alone = frame.around(())
-            plain = await self.generate(alone, 1, len(alone) - len(frame.tail))
-            # passages are scored without notes, a block beside those of now: notes of before are not asked for again
-            self._plain = {key: value for key, value in self._plain.items() if not key} | {notes: plain.logprobs}
-        unaided = self._plain[notes]
+        async with self._scoring:  # passages are scored at once, and the question alone is the same for all of them
+            if notes not in self._plain:
+                alone = frame.around(())
+                plain = await self.generate(alone, 1, len(alone) - len(frame.tail))
+                # passages are scored without notes, a block beside those of now: earlier notes are not asked for again
+                self._plain = {key: value for key, value in self._plain.items() if not key} | {notes: plain.logprobs}
+            unaided = self._plain[notes]
         # a template with nothing before the block has no log-probability for the first token behind it
         pairs = list(zip(reversed(reply.logprobs[:last]), reversed(unaided[:last]), strict=False))
         pairs = pairs[:scored][::-1]
@@ -235,7 +239,7 @@ class StepRunner:
     def _key(self, block: Block, memory: Memory) -> bytes:
         settings, asker = self._asker.settings, self._asker
         gate = settings.gate.identity if settings.gate is not None else None
-        how: list[object] = [gate, settings.quote_tokens, settings.candidates, settings.keep]
+        how: list[object] = [gate, _FIRST_TOKENS, settings.quote_tokens, settings.candidates, settings.keep]
         if asker.blocks is not None and settings.ratio is not None:
             how += [settings.ratio, asker.blocks.identity]
         parts = (asker.model.identity, how, asker.frame_digest, block.digest, asker.question, memory.text)
@@ -252,18 +256,43 @@ class StepRunner:
         if context is None:
             context = await asker.context(block)
         frame = await asyncio.to_thread(prompts.frame, asker.model, prompts.quote(asker.question, memory.text))
-        most, inlay = asker.settings.quote_tokens, frame.inlay(context)
-        reply = await asker.generate(frame.around(context), most, stop="\n\n", inlay=inlay)
+        said = await self._quoted(block, frame.around(context), frame.inlay(context))
         query = f"{asker.question}\n{memory.text}"
-        places = await asyncio.to_thread(_candidates, reply.text, block.text, query, asker.settings.candidates)
-        notes = [await self._note(block, start, end) for start, end in places]
+        places = await asyncio.to_thread(_candidates, said, block.text, query, asker.settings.candidates)
+        notes = await _together([self._note(block, start, end) for start, end in places])
         return Step(notes=tuple(note for note in notes if note.score >= asker.settings.keep))
+
+    async def _quoted(self, block: Block, prompt: list[int], inlay: Inlay | None) -> str:
+        """What the model copies of a block; broken off where it begins with words of its own.
+
+        A small model seldom says that there is nothing: it talks on, and those tokens were most of what a block whose
+        KV is there already took.
+        """
+        asker, most = self._asker, self._asker.settings.quote_tokens
+        begun = await asker.generate(prompt, min(_FIRST_TOKENS, most), stop="\n\n", inlay=inlay)
+        left = most - begun.completion_tokens
+        if begun.completion_tokens < _FIRST_TOKENS or left <= 0 or not begins_a_quote(begun.text, block.text):
+            return begun.text
+        (tokens,) = await asyncio.to_thread(asker.model.encode, [begun.text])
+        further = await asker.generate([*prompt, *tokens], left, stop="\n\n", inlay=inlay)
+        return begun.text + further.text
 
     async def _note(self, block: Block, start: int, end: int) -> Note:
         text = " ".join(block.text[start:end].split())
         (tokens,) = await asyncio.to_thread(self._asker.model.encode, [f"{text}\n"])
         score = await self._asker.gain(tokens)
         return Note(block=block.index, start=start, text=text, score=score, tokens=len(tokens))
+
+
+async def _together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Runs calls at once, results in their order; where one fails, the others are given up before it is told."""
+    tasks = [asyncio.create_task(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _candidates(reply: str, block: str, query: str, count: int) -> list[tuple[int, int]]:

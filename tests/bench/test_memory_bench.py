@@ -251,6 +251,15 @@ def test_gates_are_asked_for_by_their_arms(address: str, engine: ScriptedEngine,
     assert every["text-gate"]["gated"] == 3.0  # half of the rows say 6, the others nothing
 
 
+def test_compressed_blocks_are_asked_for_with_and_without_the_gate(
+    address: str, engine: ScriptedEngine, tmp_path: Path
+) -> None:
+    ask(address, tmp_path / "a.jsonl", ("compressed", "compressed-gate"), replace(PLAN, gate=1.2, documents=1, ratio=4))
+    asked = [body["custom_params"] for body in engine.bodies]
+    assert [(one["lychee_memory"], one["lychee_ratio"]) for one in asked] == [("compressed", 4)] * 6
+    assert [one.get("lychee_gate") for one in asked] == ["off"] * 3 + [None] * 3
+
+
 def test_a_gate_that_cannot_be_measured_is_refused(address: str, engine: ScriptedEngine, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 

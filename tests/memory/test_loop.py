@@ -97,6 +97,25 @@ async def test_a_made_up_quote_is_no_note() -> None:
     assert "nothing that answers it was found" in reading.prompt
 
 
+async def test_words_of_its_own_are_broken_off_and_a_quote_goes_on() -> None:
+    """Sixteen tokens decide: a quote is asked for its rest, behind what it began with."""
+    fact = " ".join(["The key is in the long drawer", *(f"f{number}" for number in range(12))])
+    begun, rest = " ".join(fact.split()[:16]), " ".join(["", *fact.split()[16:]])
+    talk = " ".join(f"talk{number}" for number in range(16))
+
+    def reply(prompt: str) -> str:
+        if prompt.endswith(begun):
+            return rest
+        return begun if fact in prompt.partition("Question:")[0] else talk
+
+    model = ScriptedModel(["drawer"], reply)
+    reading, _ = await read(model, document(4, {2: fact}), wanted=replace(SETTINGS, candidates=0))
+    asked = model.blocks_asked()
+    assert len(asked) == 4 + 1
+    assert [text.endswith(begun) for text in asked].index(True) == 3
+    assert reading.memory.text == fact
+
+
 async def test_what_the_model_overlooks_is_found_by_its_words() -> None:
     model = ScriptedModel(wanted=["mat"], reply=lambda prompt: "none")
     reading, _ = await read(model, document(3, {2: "The key is under the mat."}))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lychee_sgl.memory.notes import Memory, Note, _longest_run, passages
+from lychee_sgl.memory.notes import Memory, Note, _longest_run, begins_a_quote, passages
 from lychee_sgl.memory.prompts import says_absent
 
 BLOCK = "The sky is blue. The phone number of the Oslo office is 6797219. It rains\noften in Bergen! Who knows?"
@@ -46,6 +46,23 @@ def test_a_quote_gives_its_whole_sentence(reply: str) -> None:
 )
 def test_what_does_not_stand_there_gives_nothing(reply: str) -> None:
     assert found(reply) == []
+
+
+@pytest.mark.parametrize(
+    ("reply", "quotes"),
+    [
+        ("The silver key is kept in the", True),
+        ("The sentences that help are:", True),
+        ("Sure", True),
+        ("", True),
+        ("The text does not say where it is kept, it only", False),
+        ("Nothing.\nThe text does not say where it is kept", False),
+        ("The text says so.\nThe silver key is kept in", True),
+    ],
+)
+def test_what_begins_as_a_quote_may_go_on(reply: str, quotes: bool) -> None:
+    block = "A door stands open. The silver key is kept in the third drawer. Nobody knows."
+    assert begins_a_quote(reply, block) is quotes
 
 
 def test_two_quotes_and_one_across_a_line() -> None:

@@ -206,7 +206,10 @@ def test_an_output_folder_that_is_a_file_is_refused_before_any_work(
         (("bench", "recall", "--engine-url", "here"), "--engine-url is 'here'; allowed: an address such as http://"),
         (("bench", "memory", "--lengths", "x"), "--lengths is 'x'; allowed: whole numbers from 1000, with commas"),
         (("bench", "memory", "--methods", "magic"), "--methods has 'magic'; allowed: text, "),
-        (("bench", "memory", "--gate", "words"), "--gate is words; allowed: a gate with text-gate among --methods"),
+        (
+            ("bench", "memory", "--gate", "words"),
+            "--gate is words; allowed: a gate with text-gate or compressed-gate among",
+        ),
         (("bench", "gpu", *SHIPPED, "--cases", "many"), "allowed: CONTEXTxROWS or CONTEXT:BUDGET+..., as 131072x4"),
         (("bench", "gpu", *SHIPPED), "model MODEL: cannot read config.json: No such file or directory"),
         (("bench", "router", "--engine", "x"), "--engine is 'x'; allowed: echo, lychee"),
