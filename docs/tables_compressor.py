@@ -41,13 +41,15 @@ def reinforcement(record: Record, file: str) -> str:
         rows += [_run(run) for run in runs]
         rows.append(_sum(runs))
     head = ("rewards", "seed", "before", "after", "gained and lost", "outcome", "form", "tokens said")
-    gated = next(run["command"] for run in record["reinforcement"] if not run["direct"])
+    commands = (
+        next(run["command"] for run in record["reinforcement"] if run["direct"] is way) for way in (False, True)
+    )
     return (
         "Right answers to 300 held-out questions of each seed, before and after; behind them means of all rollouts "
         "over the first and the last tenth of the steps: right ones, the reward for brevity, and the tokens of an "
         "answer.\n\n"
         f"{markdown(head, rows, left=1)}\n"
-        f"{_origin(record, file, gated, gated + ' --direct')}"
+        f"{_origin(record, file, *commands)}"
     )
 
 

@@ -1,7 +1,7 @@
 """A part's keys and values straight from the pool of a GPU: nothing is laid out, and what nobody reads is not loaded.
 
 In torch the entries of a part are gathered, widened and copied into the order of a matrix product, some ten times the
-bytes that the pool holds of them. Here each is read once, and a value only where a weight is.
+bytes that the pool holds of them. Here they are read where they lie, a value only where a weight is.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def pages_kernel(  # type: ignore[no-untyped-def]
     for member in range(GROUP):
         query = (row * HEADS + head) * GROUP + member
         asked = tl.load(q + query * DIM + column, mask=column < DIM, other=0.0)
-        # no product with the infinities of a page without a token
+        # a number that is not asked for counts nothing, also where it is infinite
         best = tl.where(asked > 0, asked * high, tl.where(asked < 0, asked * low, 0.0))
         found = tl.where(page * PAGE < length, tl.sum(best, 0) * sm_scale, float("-inf"))
         tl.store(out + query * pages + page, found)

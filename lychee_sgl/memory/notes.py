@@ -11,6 +11,7 @@ _DECORATION: Final = re.compile(
     r"^[\s\"'\u201c\u201d\u2018\u2019*>•\d.)(-]*(?=[^\W\d])|[\s\"'\u201c\u201d\u2018\u2019*]+$"
 )
 _NUMBER: Final = re.compile(r"\d+")
+_CUT_NUMBER: Final = re.compile(r"\d+$")
 _SHORTEST: Final = 12
 _SHARE: Final = 0.8
 """Of a quote's characters that must stand in the block in one piece: a quote with another number in it is none."""
@@ -98,11 +99,14 @@ def passages(reply: str, block: str) -> list[tuple[int, int]]:
 
 
 def begins_a_quote(reply: str, block: str) -> bool:
-    """Whether a reply that goes on may quote a block: it does already, or leads to it with a colon, or is too short."""
-    lines = [line.strip() for line in reply.splitlines() if line.strip()]
-    if not lines or len(lines[-1]) < _SHORTEST or any(line.endswith(":") for line in lines):
+    """Whether a reply that goes on may quote a block: it does, behind a colon perhaps, or is too short to say."""
+    # the last number may go on; as it is, it need not stand in the block
+    said = _CUT_NUMBER.sub("", reply)
+    behind = said.rpartition(":")[2]
+    lines = [line for line in behind.splitlines() if line.strip()]
+    if not lines or len(lines[-1].strip()) < _SHORTEST:
         return True
-    return bool(passages(reply, block))
+    return bool(passages(said, block) or passages(behind, block))
 
 
 def sentences(block: str) -> list[tuple[int, int]]:

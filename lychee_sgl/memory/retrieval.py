@@ -77,4 +77,4 @@ def _without(name: str) -> Iterator[None]:
         yield
     finally:
         if not loaded:
-            del sys.modules[name]
+            sys.modules.pop(name, None)

@@ -270,12 +270,16 @@ class StepRunner:
         """
         asker, most = self._asker, self._asker.settings.quote_tokens
         begun = await asker.generate(prompt, min(_FIRST_TOKENS, most), stop="\n\n", inlay=inlay)
-        left = most - begun.completion_tokens
-        if begun.completion_tokens < _FIRST_TOKENS or left <= 0 or not begins_a_quote(begun.text, block.text):
-            return begun.text
-        (tokens,) = await asyncio.to_thread(asker.model.encode, [begun.text])
+        # tokens of bytes may end inside a character, which then stands there as one that is none
+        said = begun.text.rstrip("\ufffd")
+        if begun.completion_tokens < _FIRST_TOKENS or not begins_a_quote(said, block.text):
+            return said
+        (tokens,) = await asyncio.to_thread(asker.model.encode, [said])
+        left = most - max(begun.completion_tokens, len(tokens))
+        if left <= 0:
+            return said
         further = await asker.generate([*prompt, *tokens], left, stop="\n\n", inlay=inlay)
-        return begun.text + further.text
+        return (said + further.text).partition("\n\n")[0]
 
     async def _note(self, block: Block, start: int, end: int) -> Note:
         text = " ".join(block.text[start:end].split())

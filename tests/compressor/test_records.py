@@ -35,6 +35,15 @@ def test_what_is_said_of_reinforcement() -> None:
     assert f"from {right(gated, 'before')} to {right(gated, 'after')} of 900 questions" in README
     gained, lost = (sum(run["changed"]["2"][key] for run in gated) for key in ("gained", "lost"))
     assert f"; {gained} were gained and {lost} lost" in README
+    assert f"{right(direct, 'after')} of 900 in place of {right(direct, 'before')}" in README
+    assert all(run["after"]["2"]["all"][0] > run["before"]["2"]["all"][0] for run in gated)
+    read = json.loads((ROOT / "docs/measurements/memory-compressed.json").read_text(encoding="utf-8"))
+    answered = {
+        method: sum(cell["right"] for cell in read["cells"] if (cell["method"], cell["kind"]) == (method, "all"))
+        for method in ("compressed", "text", "retrieval")
+    }
+    said = "answered {compressed} of 36 questions from blocks at ratio 2, {text} from text and {retrieval} by retrieval"
+    assert said.format(**answered) in README
     steps = [run["steps_done"] for run in RECORD["reinforcement"]]
     assert f"{min(steps)} to {max(steps)} steps of {gated[0]['settings']['tasks']} questions" in README
     begun = RECORD["evaluation"]["ratios"]["2"]["trained"]

@@ -354,6 +354,41 @@ async def test_the_question_alone_is_scored_once_for_each_memory() -> None:
     assert max(Counter(model.asked).values()) == 1
 
 
+async def test_the_question_alone_is_scored_once_for_passages_at_the_same_time() -> None:
+    text = document(2, {0: "The key number 1 is here. The key number 2 is here.\nThe key number 3 is there."})
+    model = ScriptedModel(["key number"])
+    reading, _ = await read(model, text)
+    assert len(reading.memory.notes) >= 2
+    assert model.most_running >= 2
+    assert max(Counter(model.asked).values()) == 1
+
+
+class OnePassageFails(ScriptedModel):
+    """Scoring the first passage fails once; until then scoring the second does not come to an end."""
+
+    failed = given_up = 0
+
+    async def generate(self, tokens: Sequence[int], **how):
+        text = self.decode(tokens)
+        if how.get("score_from") is not None and "one" in text and not self.failed:
+            self.failed += 1
+            raise ModelFailed("no room")
+        if how.get("score_from") is not None and "two" in text and not self.given_up:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.given_up += 1
+        return await super().generate(tokens, **how)
+
+
+async def test_a_passage_that_fails_gives_up_the_others_and_the_step_is_tried_again() -> None:
+    model = OnePassageFails(["key"])
+    reading, _ = await read(model, document(1, {0: "The key is under one.\nThe other key is under two."}))
+    assert (model.failed, model.given_up, model.running) == (1, 1, 0)
+    assert reading.report.retries == 1
+    assert len(reading.memory.notes) == 2
+
+
 async def test_a_gate_of_words_asks_the_model_nothing_and_is_banked(tmp_path: Path) -> None:
     bank, gate = Bank(tmp_path / "bank", 10**6), Oracle(("under the mat",))
     text, wanted = document(6, {4: "The key is under the mat."}), replace(SETTINGS, gate=gate)

@@ -53,6 +53,9 @@ def test_what_does_not_stand_there_gives_nothing(reply: str) -> None:
     [
         ("The silver key is kept in the", True),
         ("The sentences that help are:", True),
+        ('The sentence that helps is: "The silver key is kept', True),
+        ("The silver key is kept in the third drawer of 67", True),
+        ("Note: the text does not say where it is kept", False),
         ("Sure", True),
         ("", True),
         ("The text does not say where it is kept, it only", False),
