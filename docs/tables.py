@@ -58,6 +58,8 @@ TABLES: dict[str, tuple[str, Callable[[Record, str], str]]] = {
     "memory-gpu": ("memory-gpu.json", memory_lengths),
     "memory-gpu-million": ("memory-gpu-million.json", memory_lengths),
     "memory-compressed": ("memory-compressed.json", memory_lengths),
+    "memory-compressed-million": ("memory-compressed-million.json", memory_lengths),
+    "memory-compressed-second": ("memory-compressed-second.json", memory_lengths),
     "compressor": ("compressor.json", compressor),
     "reinforcement": ("compressor.json", reinforcement),
     "router-engines": ("router-engines.json", router_engines),
