@@ -12,13 +12,6 @@ from tests.ops.triton_cases import DEVICE, DTYPES
 pytestmark = [pytest.mark.gpu, pytest.mark.interpret]
 
 
-@pytest.fixture
-def generator() -> torch.Generator:
-    generator = torch.Generator()
-    generator.seed()
-    return generator
-
-
 def both(
     lengths: list[int], generator: torch.Generator, *, heads: int, dim: int, dtype: torch.dtype
 ) -> tuple[PoolEntries, LaidEntries, Part]:

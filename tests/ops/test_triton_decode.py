@@ -13,13 +13,6 @@ from tests.ops.triton_cases import DTYPES, POOLS, Case, random_case
 pytestmark = [pytest.mark.gpu, pytest.mark.interpret]
 
 
-@pytest.fixture
-def generator() -> torch.Generator:
-    generator = torch.Generator()
-    generator.seed()
-    return generator
-
-
 def assert_agrees(case: Case, launch: Launch | None = None) -> None:
     """Output, log-sum-exp, counts and recall; the set may differ among weights that differ by less than 1/32."""
     result, sets = case.fast(launch)
